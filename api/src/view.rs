@@ -1,0 +1,259 @@
+//! What the pod of one Gateway needs to know of all objects: the accepted ones, parsed into values that cannot be wrong.
+//!
+//! One function makes it ([`crate::accept::view`]), for the controller, the router and the load balancer alike: a route
+//! that one of them refuses is refused by all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What is wrong, or to be known, about one object: names object, field, value and remedy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Condition {
+    /// The kind of the object, such as `GatewayRouter`; of a file that holds no object: `File`.
+    pub kind: Arc<str>,
+    /// The object (or the file's name).
+    pub object: ObjectName,
+    /// The condition's type, such as `Accepted`.
+    pub condition: Arc<str>,
+    /// `True` or `False` of the Kubernetes condition.
+    pub status: bool,
+    /// One `CamelCase` word.
+    pub reason: Arc<str>,
+    /// For a human: field, value, what would be accepted.
+    pub message: Arc<str>,
+}
+
+/// Everything accepted that concerns one Gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The Gateway.
+    pub gateway: ObjectName,
+    /// Whether the Gateway object exists (and is of our class).
+    pub exists: bool,
+    /// The accepted `GatewayRouter`s by name.
+    pub routers: BTreeMap<Arc<str>, GatewayRouter>,
+    /// The accepted `L34Route`s by name.
+    pub routes: BTreeMap<Arc<str>, Route>,
+    /// The Services of the Gateway by name, with their endpoints.
+    pub services: BTreeMap<Arc<str>, Service>,
+    /// The VIPs: host prefixes, from the accepted routes, else from `Gateway.status.addresses`.
+    pub vips: BTreeSet<IpNet>,
+    /// Networks that endpoints must lie in (`meridio-experiment/network-subnets`); empty: anywhere.
+    pub subnets: BTreeSet<IpNet>,
+    /// What users should know about objects, good and bad.
+    pub conditions: BTreeSet<Condition>,
+}
+
+/// A gateway router to reach, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayRouter {
+    /// Its address.
+    pub address: IpAddr,
+    /// Our interface towards it; `None`: the default of the process (`NFE_EXTERNAL_INTERFACE`).
+    pub interface: Option<Arc<str>>,
+    /// For a human.
+    pub description: Option<Arc<str>>,
+    /// How it is reached.
+    pub protocol: Protocol,
+}
+
+/// How a gateway router is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// It is a BGP neighbour.
+    Bgp(Box<Bgp>),
+    /// It is a static next hop, supervised by BFD if there is a profile.
+    Static(Option<Bfd>),
+}
+
+/// A BGP neighbour. What is `None` takes the default of the process (`NFE_*`), else of the house.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bgp {
+    /// Our AS number.
+    pub local_asn: Option<u32>,
+    /// Its AS number.
+    pub remote_asn: Option<u32>,
+    /// Seconds: 0, or at least 3.
+    pub hold_time_s: Option<u16>,
+    /// The port that we listen on.
+    pub local_port: Option<u16>,
+    /// The port that we connect to.
+    pub remote_port: Option<u16>,
+    /// BFD, if it is switched on.
+    pub bfd: Option<Bfd>,
+    /// TCP MD5 (RFC 2385): the key, once its Secret is known.
+    pub password: Option<Password>,
+    /// The additions of Martlet.
+    pub extra: BgpExtra,
+}
+
+/// A key for TCP MD5 and where it comes from. `Debug` never shows the secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password {
+    /// The Secret's name.
+    pub source: Arc<str>,
+    /// The key in the Secret.
+    pub key: Arc<str>,
+    /// Its value; `None` while the Secret is not known: the session must not come up without it.
+    pub secret: Option<Arc<[u8]>>,
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Password {{ {}/{}, known: {} }}", self.source, self.key, self.secret.is_some())
+    }
+}
+
+/// Optional additions to the seed's `bgp`: `None` or empty is the behaviour of the seed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BgpExtra {
+    /// Only wait for the neighbour's connection.
+    pub passive: bool,
+    /// TTL of a multihop session; `None`: the neighbour is on the link.
+    pub multihop_ttl: Option<u8>,
+    /// GTSM (RFC 5082).
+    pub ttl_security: bool,
+    /// Our address.
+    pub source_address: Option<IpAddr>,
+    /// Between two attempts while the path is silent.
+    pub connect_retry: Option<Duration>,
+    /// Standard communities.
+    pub communities: BTreeSet<u32>,
+    /// Large communities.
+    pub large_communities: BTreeSet<(u32, u32, u32)>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// LOCAL_PREF (iBGP).
+    pub local_preference: Option<u32>,
+    /// How many more times our AS number stands in the path.
+    pub prepend: u8,
+    /// What is accepted; `None`: anything of the family that no rule forbids.
+    pub import: Option<Import>,
+    /// The most prefixes: maximum, warning percent, restart after.
+    pub maximum_prefixes: Option<(u32, u8, Option<Duration>)>,
+    /// Restarting role of graceful restart, with its time in seconds.
+    pub graceful_restart_s: Option<u16>,
+    /// The role of RFC 9234, in its words: provider, rs, rs-client, customer, peer.
+    pub role: Option<Arc<str>>,
+    /// Administratively shut down, with a text.
+    pub shutdown: Option<Arc<str>>,
+}
+
+/// What is accepted from a gateway router.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Import {
+    /// The default route only.
+    Default,
+    /// A prefix, and bounds on the length of what lies in it.
+    Prefixes(Vec<(IpNet, u8, u8)>),
+}
+
+/// Parameters of a BFD session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    /// Least transmit interval.
+    pub min_tx: Duration,
+    /// Least receive interval.
+    pub min_rx: Duration,
+    /// 1 to 255.
+    pub multiplier: u8,
+    /// The BGP session waits for BFD.
+    pub strict: bool,
+    /// Echo interval.
+    pub echo: Option<Duration>,
+    /// Authentication: kind in words, key id, the key once its Secret is known.
+    pub auth: Option<(Arc<str>, u8, Password)>,
+}
+
+/// A classifier of packets towards a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The highest wins; of equal ones the first by name.
+    pub priority: i32,
+    /// Host prefixes: the VIPs.
+    pub destinations: BTreeSet<IpNet>,
+    /// Sources by family; empty: any.
+    pub sources: BTreeSet<IpNet>,
+    /// Inclusive ranges; empty: any.
+    pub source_ports: BTreeSet<(u16, u16)>,
+    /// Inclusive ranges; empty: any.
+    pub destination_ports: BTreeSet<(u16, u16)>,
+    /// At least one.
+    pub protocols: BTreeSet<TransportProtocol>,
+    /// Byte matches, in the seed's words (`tcp[0:2] & 0xff00 = 0x1200`), checked.
+    pub byte_matches: Vec<ByteMatch>,
+    /// The Service.
+    pub backend: Arc<str>,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TransportProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// `protocol[offset : octets] & mask = value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteMatch {
+    /// Of this protocol's header (and what follows it).
+    pub protocol: TransportProtocol,
+    /// Octets from its start.
+    pub offset: u16,
+    /// 1, 2 or 4.
+    pub octets: u8,
+    /// All ones if not given.
+    pub mask: u32,
+    /// What is compared.
+    pub value: u32,
+}
+
+/// A Service and its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// By identifier, which is stable and chooses Maglev slots, mark and table.
+    pub endpoints: BTreeMap<u32, Endpoint>,
+    /// `meridio-experiment/service-max-endpoints`; 100 if not said. Identifiers are below it.
+    pub max_endpoints: u32,
+}
+
+/// An application pod behind a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The pod (target reference, or the host name), for a human.
+    pub name: Arc<str>,
+    /// Its addresses on the internal network; at most one of each family.
+    pub ipv4: Option<Ipv4Addr>,
+    /// See `ipv4`.
+    pub ipv6: Option<std::net::Ipv6Addr>,
+    /// Receives new flows.
+    pub ready: bool,
+    /// Still answers, though it may be terminating.
+    pub serving: bool,
+    /// On its way out.
+    pub terminating: bool,
+}

@@ -1,0 +1,18 @@
+//! A BGP-4 speaker (RFC 4271) without sockets, threads or a clock.
+//!
+//! [`Speaker`] holds every neighbour of one router. A driver tells it what it should be ([`Input::SetNeighbors`],
+//! [`Input::SetAnnounced`]: whole values, the speaker computes the difference), what happened on its connections, and the
+//! time; it asks for connections and tells what happened in return. What is to be sent is *pulled*: when a connection has
+//! room the driver calls [`Speaker::transmit`], so a slow neighbour never makes a queue grow. What was learned is pulled
+//! too: [`Speaker::changed`] names prefixes whose best paths changed, [`Speaker::paths`] tells them.
+
+mod config;
+mod io;
+
+pub use config::{
+    Bfd, Community, Export, Family, GracefulRestart, HoldTime, Import, Local, NeighborConfig, NeighborId, PrefixLimit,
+    PrefixRange, Role,
+};
+pub use io::{
+    BfdState, CloseReason, ConnectionId, Endpoints, Event, Input, NeighborState, NeighborStatus, Output, Path, Ticket,
+};
