@@ -186,3 +186,40 @@ pub struct NeighborStatus {
     /// Prefixes that it has been told.
     pub announced: usize,
 }
+
+/// What was counted of a neighbour since it was configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages received.
+    pub messages_in: u64,
+    /// Messages sent.
+    pub messages_out: u64,
+    /// UPDATEs received.
+    pub updates_in: u64,
+    /// UPDATEs sent.
+    pub updates_out: u64,
+    /// NOTIFICATIONs received.
+    pub notifications_in: u64,
+    /// NOTIFICATIONs sent.
+    pub notifications_out: u64,
+    /// Prefixes announced by the neighbour, changes included.
+    pub prefixes_in: u64,
+    /// Prefixes withdrawn by the neighbour.
+    pub withdrawals_in: u64,
+    /// Prefixes announced to the neighbour, changes included.
+    pub prefixes_out: u64,
+    /// Prefixes withdrawn from the neighbour.
+    pub withdrawals_out: u64,
+    /// UPDATEs taken as withdrawals (RFC 7606).
+    pub treated_as_withdraw: u64,
+    /// Attributes discarded (RFC 7606).
+    pub attributes_discarded: u64,
+    /// Times that the session became Established.
+    pub established: u64,
+    /// Connections tried.
+    pub connects: u64,
+    /// Octets received.
+    pub octets_in: u64,
+    /// Octets given for sending.
+    pub octets_out: u64,
+}

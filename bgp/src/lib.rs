@@ -8,11 +8,14 @@
 
 mod config;
 mod io;
+mod speaker;
 
 pub use config::{
     Bfd, Community, Export, Family, GracefulRestart, HoldTime, Import, Local, NeighborConfig, NeighborId, PrefixLimit,
     PrefixRange, Role,
 };
 pub use io::{
-    BfdState, CloseReason, ConnectionId, Endpoints, Event, Input, NeighborState, NeighborStatus, Output, Path, Ticket,
+    BfdState, CloseReason, ConnectionId, Counters, Endpoints, Event, Input, NeighborState, NeighborStatus, Output,
+    Path, Ticket,
 };
+pub use speaker::Speaker;
