@@ -1,0 +1,53 @@
+# Martlet's commands. `make help` lists them; each installs what it needs, prints what it does and cleans up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+LAB := $(TARGET)/lab
+export MARTLET_BIN ?= $(LAB)/martlet
+export MARTLET_LAB_BIN ?= $(LAB)/martlet-lab
+
+.PHONY: help setup build demo test test-unit lint lab-tests bench deny clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install the Debian packages that demo and tests need, check the toolchain
+	@deploy/setup.sh
+
+setup-unit:
+	@deploy/setup.sh --unit
+
+build: ## the binaries that labs run (target/lab)
+	@$(CARGO) build --locked --profile lab -p martlet-cli -p martlet-lab
+
+demo: setup build ## the main job on real input: FRR gateway, router, lb, applications in namespaces [KEEP=1]
+	@$(LAB)/martlet-lab demo $(if $(KEEP),--keep)
+
+test: setup lint test-unit lab-tests ## everything that proves correctness; what CI calls
+
+test-unit: setup-unit ## what needs no peer and no lab
+	@$(CARGO) test --locked --workspace --exclude martlet-lab
+
+lint: setup-unit ## format, clippy, documentation
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+lab-tests: setup build ## the demo and the labs as tests, against real peers
+	@$(CARGO) test --locked --profile lab -p martlet-lab -- --nocapture --test-threads=1
+
+bench: setup build ## figures, beside the peers in the same run [ONLY=router] [QUICK=1]
+	@$(LAB)/martlet-lab bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
+deny: ## licences, bans, sources; advisories where their database can be had
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	@$(CARGO) deny --locked check bans licenses sources
+	@$(CARGO) deny --locked check advisories || echo "advisories: the database cannot be had here, not checked"
+
+clean: ## remove what the labs left and what was built
+	@-$(LAB)/martlet-lab clean
+	@$(CARGO) clean
