@@ -1,7 +1,18 @@
 //! Kernel state as plain values, and the difference between what is and what should be.
 //!
-//! [`model`] holds the values; `diff` compares; `kernel` dumps, applies and watches; `nft` writes nftables.
+//! [`model`] holds the values, [`diff()`] compares, [`kernel`] dumps, applies and watches, [`link`] knows neighbours and
+//! sysctls, [`nft`] writes nftables. Sockets are opened in the network namespace of the calling thread.
 
+mod diff;
+mod display;
+mod error;
+pub mod kernel;
+pub mod link;
 pub mod model;
+pub mod nft;
+mod sys;
 
+pub use diff::{Change, diff};
+pub use error::Error;
+pub use kernel::{Event, Events, Kernel, ObjectsChanged};
 pub use model::{Action, Family, Link, Mark, NextHop, Object, Owner, Route, RouteKind, Rule, Snapshot};
