@@ -1,4 +1,10 @@
 //! The objects that users write, what is accepted of them, and the messages between the parts.
 
+pub mod accept;
+pub mod crd;
+pub mod objects;
 pub mod readiness;
+pub mod source;
 pub mod view;
+
+pub use objects::Objects;

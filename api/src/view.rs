@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-/// Namespace and name of an object.
+use crate::readiness::Families;
+
+/// Namespace and name of an object; of a file or an object of the whole cluster: no namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Its namespace.
@@ -20,9 +22,19 @@ pub struct ObjectName {
     pub name: Arc<str>,
 }
 
+impl ObjectName {
+    /// The name of an object.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        match &*self.namespace {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
     }
 }
 
@@ -48,7 +60,7 @@ pub struct Condition {
 pub struct View {
     /// The Gateway.
     pub gateway: ObjectName,
-    /// Whether the Gateway object exists (and is of our class).
+    /// Whether the Gateway object exists (and is of our class). If not, all that follows is empty but the conditions.
     pub exists: bool,
     /// The accepted `GatewayRouter`s by name.
     pub routers: BTreeMap<Arc<str>, GatewayRouter>,
@@ -141,9 +153,9 @@ pub struct BgpExtra {
     pub communities: BTreeSet<u32>,
     /// Large communities.
     pub large_communities: BTreeSet<(u32, u32, u32)>,
-    /// MULTI_EXIT_DISC.
+    /// `MULTI_EXIT_DISC`.
     pub med: Option<u32>,
-    /// LOCAL_PREF (iBGP).
+    /// `LOCAL_PREF` (iBGP).
     pub local_preference: Option<u32>,
     /// How many more times our AS number stands in the path.
     pub prepend: u8,
@@ -157,6 +169,23 @@ pub struct BgpExtra {
     pub role: Option<Arc<str>>,
     /// Administratively shut down, with a text.
     pub shutdown: Option<Arc<str>>,
+    /// The families of the session; `None`: that of the neighbour's address.
+    pub families: Option<Families>,
+    /// TCP authentication option (RFC 5925).
+    pub tcp_ao: Option<TcpAo>,
+}
+
+/// A key of the TCP authentication option.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpAo {
+    /// The key id that we send.
+    pub send_id: u8,
+    /// The key id that the neighbour sends.
+    pub receive_id: u8,
+    /// `HMAC-SHA-1-96` or `AES-128-CMAC-96` (RFC 5926).
+    pub algorithm: Arc<str>,
+    /// The master key.
+    pub key: Password,
 }
 
 /// What is accepted from a gateway router.
@@ -181,12 +210,30 @@ pub struct Bfd {
     pub strict: bool,
     /// Echo interval.
     pub echo: Option<Duration>,
-    /// Authentication: kind in words, key id, the key once its Secret is known.
+    /// Authentication: kind in words (`SimplePassword`, `KeyedMD5`, `MeticulousKeyedMD5`, `KeyedSHA1`,
+    /// `MeticulousKeyedSHA1`), key id, the key once its Secret is known.
     pub auth: Option<(Arc<str>, u8, Password)>,
+    /// The hops of RFC 5883 (the least TTL that is accepted is 255 less these); `None`: single hop.
+    pub multihop_hops: Option<u8>,
+}
+
+impl Default for Bfd {
+    /// The values of the seed: 300 ms, 300 ms, 5.
+    fn default() -> Self {
+        Self {
+            min_tx: Duration::from_millis(300),
+            min_rx: Duration::from_millis(300),
+            multiplier: 5,
+            strict: false,
+            echo: None,
+            auth: None,
+            multihop_hops: None,
+        }
+    }
 }
 
 /// A classifier of packets towards a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
     /// The highest wins; of equal ones the first by name.
     pub priority: i32,
@@ -202,8 +249,12 @@ pub struct Route {
     pub protocols: BTreeSet<TransportProtocol>,
     /// Byte matches, in the seed's words (`tcp[0:2] & 0xff00 = 0x1200`), checked.
     pub byte_matches: Vec<ByteMatch>,
-    /// The Service.
+    /// The Service; it may be missing from [`View::services`] (`ResolvedRefs` is then false).
     pub backend: Arc<str>,
+    /// Stateless translation of destination ports: protocol and port of the VIP -> port of the endpoint.
+    pub port_translations: BTreeMap<(TransportProtocol, u16), u16>,
+    /// SCTP in UDP (RFC 6951): UDP packets to this port are classified and hashed as the SCTP packet in them.
+    pub sctp_in_udp_port: Option<u16>,
 }
 
 /// A transport protocol.
