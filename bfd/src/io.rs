@@ -124,6 +124,10 @@ pub struct SessionConfig {
     pub auth: Option<Auth>,
     /// Echo interval, if we echo (RFC 5880 section 6.4, single hop only).
     pub echo: Option<Duration>,
+    /// Whether the other end knows no BFD and only forwards our echo packets back (RFC 9747); wants `echo`.
+    pub unaffiliated: bool,
+    /// How often the other end may echo by way of us: our kernel must forward. `None`: it may not.
+    pub echo_rx: Option<Duration>,
     /// Least TTL or hop limit that is accepted: 255 on a single hop (RFC 5881 section 5).
     pub min_ttl: u8,
 }
@@ -139,6 +143,8 @@ impl Default for SessionConfig {
             admin_down: false,
             auth: None,
             echo: None,
+            unaffiliated: false,
+            echo_rx: None,
             min_ttl: 255,
         }
     }
@@ -168,6 +174,13 @@ pub enum Input<'a> {
     Received(&'a Meta, &'a [u8]),
     /// An echo packet of ours came back.
     EchoReceived(&'a Meta, &'a [u8]),
+    /// Something other than BFD is known of the path of a session (RFC 5880 sections 6.8.15 and 6.8.17): a reset of the
+    /// forwarding plane or a path that is down takes the session down, a concatenated path is only told to the other end,
+    /// `None` takes that back.
+    Path(&'a SessionId, Diagnostic),
+    /// The driver itself slept through this long. Silence meanwhile proves nothing: a session whose detection time has
+    /// passed gets one more interval before it is declared down, once a silence.
+    Stalled(Duration),
     /// A deadline has come. The driver has read what waited in its sockets before.
     Timeout,
 }
