@@ -166,7 +166,7 @@ pub struct Meta {
 }
 
 /// What happens to the sessions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
     /// All sessions, as they should be.
     SetSessions(&'a BTreeMap<SessionId, SessionConfig>),

@@ -20,7 +20,7 @@ const WITH_AUTH: usize = 26;
 
 const POLL: u8 = 0x20;
 const FINAL: u8 = 0x10;
-const CONTROL_PLANE_INDEPENDENT: u8 = 0x08;
+const INDEPENDENT: u8 = 0x08;
 const AUTHENTICATED: u8 = 0x04;
 const DEMAND: u8 = 0x02;
 const MULTIPOINT: u8 = 0x01;
@@ -53,7 +53,7 @@ pub(crate) struct Control {
     /// F: the answer to a poll.
     pub last: bool,
     /// C: the sender's BFD outlives its control plane.
-    pub control_plane_independent: bool,
+    pub independent: bool,
     /// D: the sender wants no periodic packets.
     pub demand: bool,
     /// Detect Mult.
@@ -103,7 +103,7 @@ impl Control {
             state,
             poll: header.flags & POLL != 0,
             last: header.flags & FINAL != 0,
-            control_plane_independent: header.flags & CONTROL_PLANE_INDEPENDENT != 0,
+            independent: header.flags & INDEPENDENT != 0,
             demand: header.flags & DEMAND != 0,
             multiplier,
             mine,
@@ -122,7 +122,7 @@ impl Control {
         for (set, flag) in [
             (self.poll, POLL),
             (self.last, FINAL),
-            (self.control_plane_independent, CONTROL_PLANE_INDEPENDENT),
+            (self.independent, INDEPENDENT),
             (self.auth.is_some(), AUTHENTICATED),
             (self.demand, DEMAND),
         ] {
@@ -284,7 +284,7 @@ mod tests {
                 state: State::from_wire(state),
                 poll: flags[0],
                 last: flags[1],
-                control_plane_independent: flags[2],
+                independent: flags[2],
                 demand: flags[3],
                 multiplier,
                 mine,

@@ -19,6 +19,7 @@ use crate::{Change, Diagnostic, Discard, Output, SessionConfig, SessionId, Sessi
 
 impl State {
     /// The state after a packet that carries `remote` (RFC 5880 section 6.8.6).
+    #[must_use]
     pub const fn after(self, remote: Self) -> Self {
         match (self, remote) {
             (Self::AdminDown, _) => Self::AdminDown,
@@ -412,7 +413,7 @@ impl Session {
             state: self.state,
             poll: self.timing.polls() && !answers_poll,
             last: answers_poll,
-            control_plane_independent: false,
+            independent: false,
             demand: false,
             multiplier: self.config.multiplier.try_into().unwrap_or(std::num::NonZeroU8::MIN),
             mine: self.discriminator,

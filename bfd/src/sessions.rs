@@ -18,7 +18,7 @@ const ECHO_TTL: u8 = 254;
 #[derive(Debug)]
 pub struct Sessions {
     /// By our discriminator.
-    sessions: BTreeMap<u32, Session>,
+    by_discriminator: BTreeMap<u32, Session>,
     /// Our discriminator, by name.
     names: BTreeMap<SessionId, u32>,
     timers: Timers<u32>,
@@ -32,7 +32,7 @@ impl Sessions {
     /// No sessions yet. `seed` makes discriminators and jitter: unpredictable in production, fixed in a test.
     pub fn new(seed: u64) -> Self {
         Self {
-            sessions: BTreeMap::new(),
+            by_discriminator: BTreeMap::new(),
             names: BTreeMap::new(),
             timers: Timers::new(),
             out: VecDeque::new(),
@@ -60,7 +60,7 @@ impl Sessions {
                 }
             }
             Input::Stalled(gap) => {
-                let all: Vec<u32> = self.sessions.keys().copied().collect();
+                let all: Vec<u32> = self.by_discriminator.keys().copied().collect();
                 for discriminator in all {
                     self.with(now, discriminator, |session, _| session.stalled(now, gap));
                 }
@@ -86,10 +86,15 @@ impl Sessions {
     /// What is to be said of every session.
     pub fn status(&self) -> BTreeMap<SessionId, SessionStatus> {
         let status = |(id, discriminator): (&SessionId, &u32)| {
-            let session = self.sessions.get(discriminator).filter(|session| !session.is_leaving())?;
+            let session = self.by_discriminator.get(discriminator).filter(|session| !session.is_leaving())?;
             Some((id.clone(), session.status()))
         };
         self.names.iter().filter_map(status).collect()
+    }
+
+    /// Every session that may still send: those that should be, and those that are just leaving.
+    pub fn ids(&self) -> impl Iterator<Item = &SessionId> {
+        self.names.keys()
     }
 
     /// How many packets were discarded, by the rule that they broke.
@@ -120,7 +125,7 @@ impl Sessions {
     fn make(&mut self, now: Instant, id: &SessionId, config: &SessionConfig) -> u32 {
         let (discriminator, dice) = self.chance();
         let session = Session::new(now, id.clone(), config.clone(), discriminator, dice);
-        self.sessions.insert(discriminator.get(), session);
+        self.by_discriminator.insert(discriminator.get(), session);
         self.names.insert(id.clone(), discriminator.get());
         discriminator.get()
     }
@@ -134,9 +139,9 @@ impl Sessions {
             let number = |octets: &[u8]| octets.iter().fold(0, |number, &octet| number << 8 | u64::from(octet));
             let (first, rest) = digest.split_at(4);
             let discriminator = u32::try_from(number(first)).ok().and_then(NonZeroU32::new);
-            match discriminator.filter(|discriminator| !self.sessions.contains_key(&discriminator.get())) {
-                Some(discriminator) => return (discriminator, Dice::new(number(rest.split_at(8).0))),
-                None => continue,
+            let unused = |found: &NonZeroU32| !self.by_discriminator.contains_key(&found.get());
+            if let Some(discriminator) = discriminator.filter(unused) {
+                return (discriminator, Dice::new(number(rest.split_at(8).0)));
             }
         }
     }
@@ -177,7 +182,7 @@ impl Sessions {
     }
 
     fn named(&self, discriminator: u32) -> Option<(&SessionId, &SessionConfig)> {
-        self.sessions.get(&discriminator).map(|session| (session.id(), session.config()))
+        self.by_discriminator.get(&discriminator).map(|session| (session.id(), session.config()))
     }
 
     /// The session with this sender: on its interface (RFC 5881 section 3), or by both addresses (RFC 5883 section 4).
@@ -202,12 +207,12 @@ impl Sessions {
         discriminator: u32,
         act: impl FnOnce(&mut Session, &mut VecDeque<Output>) -> T,
     ) -> Option<T> {
-        let session = self.sessions.get_mut(&discriminator)?;
+        let session = self.by_discriminator.get_mut(&discriminator)?;
         let result = act(session, &mut self.out);
         session.send_due(now, &mut self.out);
         if session.has_left(now) {
             self.names.remove(session.id());
-            self.sessions.remove(&discriminator);
+            self.by_discriminator.remove(&discriminator);
             self.timers.stop(discriminator);
             return Some(result);
         }

@@ -111,8 +111,8 @@ impl World {
         while let Some(output) = self.ends[end].poll() {
             match output {
                 Output::Transmit(_, octets) => {
-                    self.sent.push((self.now, end, octets.clone()));
-                    self.fly(end, octets);
+                    self.fly(end, &octets);
+                    self.sent.push((self.now, end, octets));
                 }
                 Output::Echo(..) => {}
                 Output::Changed(change) => self.story.push((self.now, end, change)),
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    fn fly(&mut self, from: usize, octets: Vec<u8>) {
+    fn fly(&mut self, from: usize, octets: &[u8]) {
         if self.network.cut[from] || self.dice.chance(self.network.lost_percent, 100) {
             return;
         }
@@ -129,7 +129,7 @@ impl World {
         for _ in 0..copies {
             let delay = Duration::from_micros(range.start + self.dice.below(range.end - range.start));
             self.count += 1;
-            self.flying.insert((self.now + delay, self.count), (1 - from, octets.clone()));
+            self.flying.insert((self.now + delay, self.count), (1 - from, octets.to_vec()));
         }
     }
 
@@ -141,8 +141,8 @@ impl World {
             let Some(next) = deadlines.chain(arrival).min().filter(|&next| next <= end) else { break };
             assert!(next >= self.now, "a deadline in the past remained");
             self.now = next;
-            while let Some((&key, _)) = self.flying.first_key_value().filter(|((at, _), _)| *at <= next) {
-                let (to, octets) = self.flying.remove(&key).unwrap();
+            let later = self.flying.split_off(&(next, u64::MAX));
+            for (to, octets) in std::mem::replace(&mut self.flying, later).into_values() {
                 self.handle(to, Input::Received(&meta(to), &octets));
             }
             for to in [0, 1] {

@@ -1,0 +1,358 @@
+//! The system calls of the BFD thread that no safe crate offers: precise waiting, batches of datagrams with their TTL,
+//! a few socket options, the scheduler.
+//!
+//! Nothing here knows BFD. Every function is safe to call; what it hands to the kernel it owns or borrows for the call.
+#![expect(unsafe_code, reason = "system calls that neither std nor socket2 offers; one SAFETY comment each")]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::{MaybeUninit, size_of, zeroed};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::null_mut;
+use std::time::Duration;
+
+use libc::{c_int, c_void, socklen_t};
+use martlet_clock::Instant;
+use socket2::SockAddr;
+
+/// Datagrams a system call.
+pub(super) const BATCH: usize = 32;
+/// Octets of a datagram that are read: more than any BFD packet has.
+const DATAGRAM: usize = 256;
+/// Octets of control messages: TTL and packet info need less than half.
+const CONTROL: usize = 128;
+
+/// `CLOCK_MONOTONIC`.
+pub(super) fn now() -> Instant {
+    // SAFETY: a timespec of zeros is valid, and the kernel writes one.
+    let time = unsafe {
+        let mut time: libc::timespec = zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
+        time
+    };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or_default();
+    Instant::from_nanos(seconds * 1_000_000_000 + nanos)
+}
+
+/// Waits until one of `sockets` can be read, at most `limit`; says which can.
+pub(super) fn wait(sockets: &[BorrowedFd<'_>], limit: Option<Duration>) -> io::Result<Vec<bool>> {
+    let mut waiting: Vec<libc::pollfd> =
+        sockets.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let count = waiting.len().try_into().unwrap_or(libc::nfds_t::MAX);
+    // SAFETY: `waiting` has `count` entries, `limit` is null or lives until after the call, no signal mask is given.
+    let ready = unsafe { libc::ppoll(waiting.as_mut_ptr(), count, limit, std::ptr::null()) };
+    if ready < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(vec![false; waiting.len()]) } else { Err(error) };
+    }
+    Ok(waiting.iter().map(|entry| entry.revents != 0).collect())
+}
+
+/// A datagram that came.
+#[derive(Debug)]
+pub(super) struct Datagram<'a> {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// The address it was sent to.
+    pub to: Option<IpAddr>,
+    /// TTL or hop limit.
+    pub ttl: Option<u8>,
+    /// Its payload.
+    pub payload: &'a [u8],
+}
+
+/// Room for a batch of datagrams.
+pub(super) struct Inbox {
+    payloads: Vec<[u8; DATAGRAM]>,
+    controls: Vec<[u64; CONTROL / 8]>,
+    names: Vec<libc::sockaddr_storage>,
+    headers: Vec<libc::mmsghdr>,
+    filled: usize,
+}
+
+// SAFETY: the pointers in `headers` are set and used within `receive` only.
+unsafe impl Send for Inbox {}
+
+impl Inbox {
+    pub fn new() -> Self {
+        // SAFETY: zeros are a valid sockaddr_storage and a valid mmsghdr.
+        let (name, header) = unsafe { (zeroed(), zeroed()) };
+        Self {
+            payloads: vec![[0; DATAGRAM]; BATCH],
+            controls: vec![[0; CONTROL / 8]; BATCH],
+            names: vec![name; BATCH],
+            headers: vec![header; BATCH],
+            filled: 0,
+        }
+    }
+
+    /// Reads what waits, at most [`BATCH`] datagrams; says how many came. Never blocks.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.filled = 0;
+        let mut vectors: Vec<libc::iovec> = self
+            .payloads
+            .iter_mut()
+            .map(|payload| libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: DATAGRAM })
+            .collect();
+        let rooms = self.headers.iter_mut().zip(&mut self.names).zip(&mut self.controls).zip(&mut vectors);
+        for (((header, name), control), vector) in rooms {
+            header.msg_len = 0;
+            header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
+            header.msg_hdr.msg_namelen = len_of::<libc::sockaddr_storage>();
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = CONTROL;
+            header.msg_hdr.msg_flags = 0;
+        }
+        let room = u32::try_from(self.headers.len()).unwrap_or_default();
+        // SAFETY: every header points to a name, a buffer and a control buffer that outlive the call, with their lengths.
+        let read = unsafe {
+            libc::recvmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), room, libc::MSG_DONTWAIT, null_mut())
+        };
+        match usize::try_from(read) {
+            Ok(read) => self.filled = read,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.filled)
+    }
+
+    /// The datagrams that the last call of `receive` read.
+    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
+        let read = self.headers.iter().zip(&self.names).zip(&self.payloads).take(self.filled);
+        read.filter_map(|((header, name), payload)| {
+            let from = socket_address(name, header.msg_hdr.msg_namelen)?;
+            let length = usize::try_from(header.msg_len).unwrap_or(DATAGRAM).min(DATAGRAM);
+            let (to, ttl) = control_messages(&header.msg_hdr);
+            Some(Datagram { from, to, ttl, payload: payload.get(..length)? })
+        })
+    }
+}
+
+fn socket_address(name: &libc::sockaddr_storage, len: socklen_t) -> Option<SocketAddr> {
+    // SAFETY: the kernel wrote `len` octets of an address into `name`, the rest is zeros.
+    unsafe {
+        SockAddr::try_init(|storage, room| {
+            storage.cast::<libc::sockaddr_storage>().write(*name);
+            *room = len;
+            Ok(())
+        })
+    }
+    .ok()
+    .and_then(|((), address)| address.as_socket())
+}
+
+/// The address that a datagram was sent to, and its TTL.
+fn control_messages(header: &libc::msghdr) -> (Option<IpAddr>, Option<u8>) {
+    let (mut to, mut ttl) = (None, None);
+    // SAFETY: the kernel filled the control buffer, which lives as long as `header`; CMSG_NXTHDR stays within it, and the
+    // data of a message is read unaligned, with the type that its level and type promise.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            let data = libc::CMSG_DATA(message);
+            match ((*message).cmsg_level, (*message).cmsg_type) {
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                    ttl = u8::try_from(data.cast::<c_int>().read_unaligned()).ok();
+                }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                    to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                    to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                }
+                _ => {}
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    (to, ttl)
+}
+
+/// A datagram to send.
+#[derive(Debug)]
+pub(super) struct Letter {
+    /// To whom.
+    pub to: SocketAddr,
+    /// From which of our addresses; `None`: the kernel chooses.
+    pub from: Option<IpAddr>,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+/// Sends `letters` in batches. Those that the kernel refuses are passed over; their errors are returned.
+pub(super) fn send(socket: BorrowedFd<'_>, letters: &[Letter]) -> Vec<io::Error> {
+    let mut errors = Vec::new();
+    for batch in letters.chunks(BATCH) {
+        send_batch(socket, batch, &mut errors);
+    }
+    errors
+}
+
+fn send_batch(socket: BorrowedFd<'_>, batch: &[Letter], errors: &mut Vec<io::Error>) {
+    let names: Vec<SockAddr> = batch.iter().map(|letter| letter.to.into()).collect();
+    let mut controls: Vec<([u64; CONTROL / 8], usize)> = batch.iter().map(|letter| source(letter.from)).collect();
+    let mut vectors: Vec<libc::iovec> = batch
+        .iter()
+        .map(|letter| libc::iovec {
+            iov_base: letter.payload.as_ptr().cast_mut().cast(),
+            iov_len: letter.payload.len(),
+        })
+        .collect();
+    let mut headers: Vec<libc::mmsghdr> = Vec::with_capacity(batch.len());
+    for ((name, (control, used)), vector) in names.iter().zip(&mut controls).zip(&mut vectors) {
+        // SAFETY: zeros are a valid mmsghdr.
+        let mut header: libc::mmsghdr = unsafe { zeroed() };
+        header.msg_hdr.msg_name = name.as_ptr().cast::<c_void>().cast_mut();
+        header.msg_hdr.msg_namelen = name.len();
+        header.msg_hdr.msg_iov = vector;
+        header.msg_hdr.msg_iovlen = 1;
+        if *used > 0 {
+            header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = *used;
+        }
+        headers.push(header);
+    }
+    let mut rest = headers.as_mut_slice();
+    while !rest.is_empty() {
+        let count = u32::try_from(rest.len()).unwrap_or_default();
+        // SAFETY: every header points to a name, a payload and a control buffer that outlive the call; the kernel only
+        // reads them.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), rest.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+        let done = usize::try_from(sent).unwrap_or_else(|_| {
+            errors.push(io::Error::last_os_error());
+            1
+        });
+        rest = rest.get_mut(done.max(1)..).unwrap_or_default();
+    }
+}
+
+/// The control message that chooses a source address, and how many octets it takes.
+fn source(from: Option<IpAddr>) -> ([u64; CONTROL / 8], usize) {
+    let control = [0_u64; CONTROL / 8];
+    match from {
+        None => (control, 0),
+        Some(IpAddr::V4(address)) => {
+            let spec = libc::in_addr { s_addr: u32::from(address).to_be() };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: spec, ipi_addr: libc::in_addr { s_addr: 0 } };
+            control_message(control, libc::IPPROTO_IP, libc::IP_PKTINFO, info)
+        }
+        Some(IpAddr::V6(address)) => {
+            let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: address.octets() }, ipi6_ifindex: 0 };
+            control_message(control, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info)
+        }
+    }
+}
+
+fn control_message<T>(
+    mut control: [u64; CONTROL / 8],
+    level: c_int,
+    kind: c_int,
+    info: T,
+) -> ([u64; CONTROL / 8], usize) {
+    let len = len_of::<T>();
+    // SAFETY: CMSG_SPACE of a packet info is far less than CONTROL octets, and the buffer is aligned for a cmsghdr.
+    unsafe {
+        let message = control.as_mut_ptr().cast::<libc::cmsghdr>();
+        (*message).cmsg_level = level;
+        (*message).cmsg_type = kind;
+        (*message).cmsg_len = libc::CMSG_LEN(len).try_into().unwrap_or_default();
+        libc::CMSG_DATA(message).cast::<T>().write_unaligned(info);
+        let used = libc::CMSG_SPACE(len).try_into().unwrap_or_default();
+        (control, used)
+    }
+}
+
+/// Asks the kernel to tell TTL and destination address with every datagram.
+pub(super) fn tell_ttl_and_destination(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    let options = if ipv6 {
+        [(libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT), (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)]
+    } else {
+        [(libc::IPPROTO_IP, libc::IP_RECVTTL), (libc::IPPROTO_IP, libc::IP_PKTINFO)]
+    };
+    let on: c_int = 1;
+    for (level, name) in options {
+        // SAFETY: the value is an int that lives until after the call.
+        let done =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), len_of::<c_int>()) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// The index of an interface; `None` while there is none of that name.
+pub(super) fn interface_index(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: `name` ends with a zero octet and lives until after the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+/// A socket that can be read whenever an interface came, went or changed.
+pub(super) fn link_events() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the descriptor is new and owned by nobody else; the address is a sockaddr_nl that lives until after the call.
+    unsafe {
+        let socket = libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(socket);
+        let mut address: libc::sockaddr_nl = zeroed();
+        address.nl_family = libc::AF_NETLINK.try_into().unwrap_or_default();
+        address.nl_groups = libc::RTMGRP_LINK.try_into().unwrap_or_default();
+        let bound = libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len_of::<libc::sockaddr_nl>());
+        if bound < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(socket)
+    }
+}
+
+/// Reads and forgets whatever waits in a socket.
+pub(super) fn drain(socket: BorrowedFd<'_>) {
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
+    loop {
+        // SAFETY: the kernel writes at most the length of the buffer, which nobody reads.
+        let read =
+            unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+        let overrun = read < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS);
+        if read <= 0 && !overrun {
+            return;
+        }
+    }
+}
+
+/// Asks for `SCHED_FIFO` and for timers without slack, for this thread.
+pub(super) fn become_punctual(priority: c_int) -> io::Result<()> {
+    // SAFETY: plain values, and a parameter that lives until after the call.
+    unsafe {
+        libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0);
+        let mut parameter: libc::sched_param = zeroed();
+        parameter.sched_priority = priority;
+        if libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn len_of<T>() -> socklen_t {
+    size_of::<T>().try_into().unwrap_or(socklen_t::MAX)
+}

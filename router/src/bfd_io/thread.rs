@@ -1,0 +1,236 @@
+//! The loop of the BFD thread: wait, read, let what is due happen, send, tell.
+//!
+//! It never logs, allocates little, and takes no lock that others hold for long: a state that changed is in the watch
+//! channel before the loop goes on. Whatever waits in a socket is read before a deadline counts: a machine that slept does
+//! not take its own sleep for the silence of its neighbours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use martlet_bfd::{Input, Meta, Output, SessionConfig, SessionId, Sessions};
+use martlet_clock::Instant;
+use tokio::sync::{mpsc, watch};
+
+use super::sockets::{Place, Sockets};
+use super::sys::{self, Inbox, Letter};
+use super::{Event, Options, Shared, Statistics, Status};
+
+/// A wake-up that is later than this is a stall.
+const STALL: Duration = Duration::from_millis(2);
+/// How often interfaces that are missing are looked for, and the status is compared although nothing changed its state.
+const REFRESH: Duration = Duration::from_secs(1);
+/// Batches that are read from one socket before another has its turn.
+const TURN: usize = 8;
+
+/// The thread.
+pub(super) struct Loop {
+    pub options: Options,
+    pub shared: Arc<Shared>,
+    pub wake: UnixStream,
+    pub status: watch::Sender<Status>,
+    pub events: mpsc::Sender<Event>,
+    pub links: OwnedFd,
+    pub sessions: Sessions,
+    pub sockets: Sockets,
+    pub inbox: Inbox,
+    pub statistics: Statistics,
+    pub refresh_at: Instant,
+}
+
+impl Loop {
+    /// Runs until the handle is dropped.
+    pub fn run(mut self) {
+        self.statistics.scheduler = match sys::become_punctual(self.options.priority) {
+            Ok(()) => String::from("SCHED_FIFO"),
+            Err(error) => format!("default (SCHED_FIFO: {error})"),
+        };
+        loop {
+            let deadline = self.deadline();
+            let ready = self.wait(deadline);
+            let now = sys::now();
+            let late = deadline.map_or(Duration::ZERO, |deadline| now.since(deadline));
+            let (woken, links) = match ready.as_slice() {
+                [woken, links, ..] => (*woken, *links),
+                _ => (false, false),
+            };
+            if woken && self.take_wishes(now) {
+                return;
+            }
+            if links {
+                sys::drain(self.links.as_fd());
+            }
+            if links || now >= self.refresh_at {
+                self.refresh(now);
+            }
+            let due = self.sessions.deadline().is_some_and(|deadline| deadline <= now);
+            if due || ready.iter().skip(2).any(|&ready| ready) {
+                self.read();
+            }
+            if due {
+                self.timeout(late);
+            }
+            self.flush();
+            self.tell_statistics();
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let refresh_at = (!self.shared.is_idle()).then_some(self.refresh_at);
+        self.sessions.deadline().into_iter().chain(refresh_at).min()
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> Vec<bool> {
+        let mut sockets: Vec<BorrowedFd<'_>> = vec![self.wake.as_fd(), self.links.as_fd()];
+        sockets.extend(self.sockets.open().values().map(super::sockets::Pair::receive));
+        let limit = deadline.map(|deadline| deadline.since(sys::now()));
+        // A wait that fails would spin: then all sockets are read, and the failure shows as load, not as silence.
+        sys::wait(&sockets, limit).unwrap_or_else(|_| vec![true; sockets.len()])
+    }
+
+    /// Takes what the handle wants; whether the thread is to end.
+    fn take_wishes(&mut self, now: Instant) -> bool {
+        sys::drain(self.wake.as_fd());
+        let (wanted, stop) = self.shared.take();
+        let wanted = if stop { Some(BTreeMap::new()) } else { wanted };
+        if let Some(wanted) = wanted {
+            self.set(now, &wanted);
+        }
+        if stop {
+            self.flush();
+        }
+        stop
+    }
+
+    fn set(&mut self, now: Instant, wanted: &BTreeMap<SessionId, SessionConfig>) {
+        self.sessions.handle(now, Input::SetSessions(wanted));
+        self.refresh(now);
+        self.flush();
+        self.tell_status();
+    }
+
+    fn refresh(&mut self, now: Instant) {
+        self.refresh_at = now + REFRESH;
+        // With those of sessions that still say AdminDown.
+        let places: BTreeSet<Place> = self.sessions.ids().map(Place::of).collect();
+        self.sockets.want(places);
+        for problem in self.sockets.refresh() {
+            self.tell(Event::Problem(problem));
+        }
+        self.tell_status();
+    }
+
+    /// Reads every socket until it is empty, or has had its turn.
+    fn read(&mut self) {
+        for (place, pair) in self.sockets.open() {
+            for _ in 0..TURN {
+                let read = match self.inbox.receive(pair.receive()) {
+                    Ok(read) => read,
+                    Err(_) => {
+                        self.statistics.receive_errors += 1;
+                        break;
+                    }
+                };
+                let now = sys::now();
+                for datagram in self.inbox.datagrams() {
+                    let remote = datagram.from.ip();
+                    let meta = Meta {
+                        remote,
+                        local: datagram.to.unwrap_or(remote),
+                        interface: place.interface.clone(),
+                        ttl: datagram.ttl.unwrap_or_default(),
+                        multihop: place.interface.is_none(),
+                    };
+                    self.statistics.received += 1;
+                    self.sessions.handle(now, Input::Received(&meta, datagram.payload));
+                }
+                if read < sys::BATCH {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn timeout(&mut self, late: Duration) {
+        let now = sys::now();
+        self.statistics.wakeups += 1;
+        self.statistics.worst_lateness = self.statistics.worst_lateness.max(late);
+        if late >= STALL {
+            self.statistics.stalls += 1;
+            self.statistics.worst_stall = self.statistics.worst_stall.max(late);
+            if self.options.stall_guard {
+                self.sessions.handle(now, Input::Stalled(late));
+            }
+            self.tell(Event::Stalled(late));
+        }
+        self.sessions.handle(now, Input::Timeout);
+    }
+
+    /// Sends what the sessions want sent, in batches, and tells what changed.
+    fn flush(&mut self) {
+        let mut letters: BTreeMap<Place, Vec<Letter>> = BTreeMap::new();
+        let mut changed = false;
+        while let Some(output) = self.sessions.poll() {
+            match output {
+                Output::Transmit(session, payload) => {
+                    let place = Place::of(&session);
+                    if let Some(pair) = self.sockets.get(&place) {
+                        let to = pair.destination(&session);
+                        letters.entry(place).or_default().push(Letter { to, from: session.local, payload });
+                    } else {
+                        self.statistics.unsent += 1;
+                    }
+                }
+                Output::Echo(..) => self.statistics.unsent += 1,
+                Output::Changed(change) => {
+                    changed = true;
+                    self.tell(Event::Changed(change));
+                }
+            }
+        }
+        for (place, letters) in &letters {
+            let Some(pair) = self.sockets.get(place) else { continue };
+            let errors = sys::send(pair.transmit(), letters);
+            self.count_sent(letters.len(), &errors);
+        }
+        if changed {
+            self.tell_status();
+        }
+    }
+
+    fn count_sent(&mut self, letters: usize, errors: &[io::Error]) {
+        let failed = u64::try_from(errors.len()).unwrap_or_default();
+        self.statistics.sent += u64::try_from(letters).unwrap_or_default().saturating_sub(failed);
+        self.statistics.unsent += failed;
+        if let Some(error) = errors.last() {
+            self.statistics.last_send_error = Some(error.to_string());
+        }
+    }
+
+    fn tell_status(&self) {
+        let status = self.sessions.status();
+        self.status.send_if_modified(|told| {
+            let differs = **told != status;
+            if differs {
+                *told = Arc::new(status);
+            }
+            differs
+        });
+    }
+
+    fn tell(&mut self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            self.statistics.events_dropped += 1;
+        }
+    }
+
+    fn tell_statistics(&mut self) {
+        if let Ok(mut told) = self.shared.statistics.try_lock() {
+            told.clone_from(&self.statistics);
+            told.discarded.clone_from(self.sessions.discarded());
+        }
+    }
+}
