@@ -2,9 +2,13 @@
 
 pub mod accept;
 pub mod crd;
+pub mod lint;
 pub mod objects;
+pub mod parse;
+pub mod read;
 pub mod readiness;
 pub mod source;
 pub mod view;
 
+pub use lint::lint;
 pub use objects::Objects;

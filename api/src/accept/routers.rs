@@ -1,0 +1,104 @@
+//! The `GatewayRouter`s of a Gateway, with their keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::tell::Told;
+use super::{ACCEPTED, RESOLVED_REFS};
+use crate::crd::GATEWAY_LABEL;
+use crate::objects::{Kind, Objects};
+use crate::parse;
+use crate::view::{Bfd, GatewayRouter, ObjectName, Password, Protocol};
+
+/// The longest key of TCP MD5 and TCP-AO that Linux takes, octets.
+const LONGEST_TCP_KEY: usize = 80;
+
+pub(super) fn accept(objects: &Objects, gateway: &ObjectName, told: &mut Told) -> BTreeMap<Arc<str>, GatewayRouter> {
+    let mut routers: BTreeMap<Arc<str>, GatewayRouter> = BTreeMap::new();
+    let mut taken = BTreeMap::new();
+    for (name, object) in &objects.routers {
+        let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(GATEWAY_LABEL));
+        if name.namespace != gateway.namespace || label.map(String::as_str) != Some(&*gateway.name) {
+            continue;
+        }
+        let mut router = match parse::router(&object.spec) {
+            Ok(router) => router,
+            Err(refusals) => {
+                let message = parse::together(&refusals);
+                told.refused(Kind::GatewayRouter, name, ACCEPTED, "Invalid", message);
+                continue;
+            }
+        };
+        // A session is found by the neighbour's address: two of them could not be told apart.
+        let first = taken.entry((router.address, router.interface.clone())).or_insert_with(|| name.name.clone());
+        if *first != name.name {
+            let message =
+                format!("spec.address: `{}`: GatewayRouter {first} has it already on this interface", router.address);
+            told.refused(Kind::GatewayRouter, name, ACCEPTED, "Conflict", message);
+            continue;
+        }
+        told.accepted(Kind::GatewayRouter, name, "");
+        resolve(objects, name, &mut router, told);
+        routers.insert(name.name.clone(), router);
+    }
+    routers
+}
+
+/// Puts in the keys that the Secrets hold.
+fn resolve(objects: &Objects, name: &ObjectName, router: &mut GatewayRouter, told: &mut Told) {
+    let mut faults = Vec::new();
+    let mut keys = 0_u32;
+    let mut fill = |field: &str, password: &mut Password, longest: usize| {
+        keys += 1;
+        match key(objects, name, password, longest) {
+            Ok(secret) => password.secret = Some(secret),
+            Err(fault) => faults.push(format!("{field}.{fault}")),
+        }
+    };
+    match &mut router.protocol {
+        Protocol::Bgp(bgp) => {
+            if let Some(password) = &mut bgp.password {
+                fill("spec.bgp.auth", password, LONGEST_TCP_KEY);
+            }
+            if let Some(tcp_ao) = &mut bgp.extra.tcp_ao {
+                fill("spec.bgp.tcpAo", &mut tcp_ao.key, LONGEST_TCP_KEY);
+            }
+            if let Some((longest, password)) = bfd_key(bgp.bfd.as_mut()) {
+                fill("spec.bgp.bfd.authentication", password, longest);
+            }
+        }
+        Protocol::Static(bfd) => {
+            if let Some((longest, password)) = bfd_key(bfd.as_mut()) {
+                fill("spec.static.bfd.authentication", password, longest);
+            }
+        }
+    }
+    match faults.is_empty() {
+        true if keys > 0 => told.say(Kind::GatewayRouter, name, RESOLVED_REFS, true, RESOLVED_REFS, ""),
+        true => {}
+        false => told.refused(Kind::GatewayRouter, name, RESOLVED_REFS, "InvalidKey", faults.join("; ")),
+    }
+}
+
+/// The key of a BFD session and how long it may be: RFC 5880 sections 4.2 to 4.4.
+fn bfd_key(bfd: Option<&mut Bfd>) -> Option<(usize, &mut Password)> {
+    let (kind, _, password) = bfd?.auth.as_mut()?;
+    let longest = if kind.ends_with("SHA1") { 20 } else { 16 };
+    Some((longest, password))
+}
+
+fn key(objects: &Objects, router: &ObjectName, password: &Password, longest: usize) -> Result<Arc<[u8]>, String> {
+    let Password { source, key, .. } = password;
+    let secret = ObjectName::new(router.namespace.clone(), source.clone());
+    let Some(secret) = objects.secrets.get(&secret) else {
+        return Err(format!("keySource: `{source}`: must be the name of a Secret in namespace {}", router.namespace));
+    };
+    match secret.data.get(&**key) {
+        None => Err(format!("keyName: `{key}`: must be a key in the data of Secret {source}")),
+        Some(value) if value.is_empty() || value.len() > longest => Err(format!(
+            "keyName: `{key}`: the value in Secret {source} has {} octets, must have 1 to {longest}",
+            value.len()
+        )),
+        Some(value) => Ok(value.clone()),
+    }
+}
