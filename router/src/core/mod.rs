@@ -1,0 +1,570 @@
+//! The router without sockets, threads or a clock: gate -> Speaker -> plan.
+//!
+//! [`Router`] holds whole values (Intent, what the load balancer, BFD and the kernel say) and compares what should follow
+//! from them with what it told before; only the wire has edges, and those it passes to the [`Speaker`]. Withdrawals never
+//! wait: they are given to the speaker in the step that learned their reason. It knows nothing of how bytes, changes and
+//! messages travel (see `driver`).
+
+mod io;
+mod life;
+mod routes;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use ipnet::IpNet;
+use martlet_api::readiness::Families;
+use martlet_bfd::{SessionId, SessionStatus, State};
+use martlet_bgp::{
+    BfdState, CloseReason, ConnectionId, Endpoints, Family, Input as BgpInput, Local, NeighborId, NeighborState,
+    Output as BgpOutput, Speaker, Ticket,
+};
+use martlet_clock::Instant;
+use martlet_netlink::{Object, Snapshot};
+
+pub use io::{Caller, Event, Incoming, Input, Listener, Listeners, Output};
+pub use status::{BfdView, PeerView, RouteView, Status, VipView};
+
+use crate::gate::{Gate, Lb, Question, Verdict};
+use crate::intent::{Identity, Intent, Neighbor, Transport, family_of};
+use crate::mirror::{Learned, Mirror};
+use crate::plan::{self, Links, METRIC, on_link};
+use life::Life;
+
+/// Strangers that are named in the log; more are only refused.
+const STRANGERS: usize = 64;
+
+/// What a router is told once, at its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Who it is.
+    pub identity: Identity,
+    /// The interface whose address may become the router id.
+    pub external_interface: Arc<str>,
+    /// The table of learned routes.
+    pub table: u32,
+    /// How long routes of a former router are kept without being told again.
+    pub adopt: Duration,
+    /// How long forwarding goes on after the VIPs were withdrawn at the end.
+    pub drain: Duration,
+    /// Decides jitter.
+    pub seed: u64,
+}
+
+/// What is known of a neighbour's session.
+#[derive(Clone, Debug, Default)]
+struct Session {
+    state: NeighborState,
+    end_of_rib: BTreeSet<Family>,
+}
+
+/// An open or opening connection.
+#[derive(Clone, Debug)]
+struct Connection {
+    interface: Arc<str>,
+    local: Option<IpAddr>,
+}
+
+/// The router.
+#[derive(Debug)]
+pub struct Router {
+    config: Config,
+    speaker: Speaker,
+    mirror: Mirror,
+    gate: Gate,
+    links: Links,
+    intent: Option<Intent>,
+    /// The Intent is in force: it was given and the kernel was seen.
+    configured: bool,
+    router_id: Option<std::net::Ipv4Addr>,
+    lb: Lb,
+    bfd: BTreeMap<SessionId, SessionStatus>,
+    sessions: BTreeMap<NeighborId, Session>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    tickets: BTreeMap<Ticket, (NeighborId, IpAddr)>,
+    strangers: BTreeSet<IpAddr>,
+    listeners: Listeners,
+    verdicts: BTreeMap<IpNet, Verdict>,
+    announced: BTreeSet<IpNet>,
+    connectivity: Families,
+    statics_up: BTreeSet<Arc<str>>,
+    routes: routes::Backlog,
+    life: Life,
+    reconsider: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Router {
+    /// A router that knows nothing yet.
+    pub fn new(config: Config) -> Self {
+        let local = Local { router_id: std::net::Ipv4Addr::new(0, 0, 0, 1), forwarding_preserved: false };
+        Self {
+            speaker: Speaker::new(local, config.seed),
+            mirror: Mirror::new(Learned { table: config.table, metric: METRIC }),
+            gate: Gate::default(),
+            links: Links::default(),
+            intent: None,
+            configured: false,
+            router_id: None,
+            lb: Lb::unknown(),
+            bfd: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            strangers: BTreeSet::new(),
+            listeners: Listeners::new(),
+            verdicts: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            connectivity: Families::default(),
+            statics_up: BTreeSet::new(),
+            routes: routes::Backlog::default(),
+            life: Life::Running,
+            reconsider: false,
+            outputs: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// Takes note of what happened at `now`; what follows from it is in [`Router::poll`].
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
+        match input {
+            Input::Intent(intent) => self.on_intent(now, intent),
+            Input::Lb(lb) => self.on_lb(lb),
+            Input::Bfd(sessions) => self.on_bfd(now, sessions),
+            Input::Kernel(snapshot) => self.on_kernel(now, snapshot),
+            Input::KernelChanged { removed, appeared } => self.on_kernel_changed(now, removed, appeared),
+            Input::Applied(failures) => self.on_applied(now, failures),
+            Input::Connected(id, local, remote) => self.on_connected(now, id, local, remote),
+            Input::Incoming(incoming) => self.on_incoming(now, &incoming),
+            Input::Received(id, bytes) => self.speaker.handle(now, BgpInput::Received(id, bytes)),
+            Input::Closed(id, reason) => {
+                self.connections.remove(&id);
+                self.speaker.handle(now, BgpInput::Closed(id, reason));
+            }
+            Input::Refresh(neighbor) => self.speaker.handle(now, BgpInput::Refresh(neighbor)),
+            Input::Reset(neighbor, text) => self.speaker.handle(now, BgpInput::Reset(neighbor, text)),
+            Input::Stop => self.on_stop(now),
+            Input::Timeout => self.on_timeout(now),
+        }
+        self.drain_speaker(now);
+        if std::mem::take(&mut self.reconsider) {
+            self.decide(now);
+            self.drain_speaker(now);
+        }
+        self.plan_routes(now);
+        self.end_if_done(now);
+    }
+
+    /// The next thing to do or to tell; call it until it is `None`.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        [
+            self.speaker.deadline(),
+            self.gate.deadline(),
+            self.mirror.deadline(),
+            self.routes.deadline,
+            self.life.deadline(),
+        ]
+        .into_iter()
+        .chain([self.routes.adoption])
+        .flatten()
+        .min()
+    }
+
+    /// What waits for `connection`: see [`Speaker::transmit`].
+    pub fn transmit(&mut self, now: Instant, connection: ConnectionId, buffer: &mut BytesMut, room: usize) -> bool {
+        self.speaker.transmit(now, connection, buffer, room)
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn on_timeout(&mut self, now: Instant) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.speaker.deadline()) {
+            self.speaker.handle(now, BgpInput::Timeout);
+        }
+        self.reconsider |= due(self.gate.deadline());
+        self.mirror.expire(now);
+        self.on_life_timeout(now);
+    }
+
+    fn on_intent(&mut self, now: Instant, intent: &Intent) {
+        if self.intent.as_ref() == Some(intent) || self.life != Life::Running {
+            return;
+        }
+        self.intent = Some(intent.clone());
+        if self.mirror.is_dumped() {
+            self.configure(now);
+        }
+    }
+
+    /// Puts the Intent in force. The kernel has been seen.
+    fn configure(&mut self, now: Instant) {
+        let Some(intent) = self.intent.clone() else { return };
+        let first = !std::mem::replace(&mut self.configured, true);
+        self.strangers.clear();
+        for (name, reason) in &intent.withheld {
+            self.tell(Event::NotTried(name.clone(), reason.clone()));
+        }
+        self.mirror.want_fixed(&plan::fixed(&intent));
+        self.mirror.settle();
+        if first {
+            self.start_adoption(now);
+        }
+        self.speaker.handle(now, BgpInput::SetOwn(&intent.vips));
+        let neighbors = intent.neighbors.iter().map(|(id, neighbor)| (id.clone(), neighbor.config.clone())).collect();
+        // Before the neighbours: one that is Up by BFD already need not wait for the next word.
+        self.set_bfd(now, &intent);
+        self.speaker.handle(now, BgpInput::SetNeighbors(&neighbors));
+        self.sessions.retain(|id, _| intent.neighbors.contains_key(id));
+        self.set_bfd(now, &intent);
+        self.outputs.push_back(Output::SetBfd(intent.bfd.clone()));
+        self.listen();
+        self.replan();
+        self.reconsider = true;
+    }
+
+    fn on_lb(&mut self, lb: &Lb) {
+        if *lb == self.lb {
+            return;
+        }
+        let text = match (&self.lb, lb) {
+            (_, Lb::Ungated) => Some("there is none to ask (empty URL): every VIP counts as ready".into()),
+            (_, Lb::Silent(why)) => Some(format!("nothing is ready: {why}")),
+            (Lb::Said(before), Lb::Said(said)) if before.draining == said.draining => None,
+            (_, Lb::Said(said)) if said.draining => Some("it is draining".into()),
+            (_, Lb::Said(said)) => Some(format!("it speaks for Gateway {}", said.gateway)),
+        };
+        text.into_iter().for_each(|text| self.tell(Event::Lb(text)));
+        self.lb = lb.clone();
+        self.reconsider = true;
+    }
+
+    fn on_bfd(&mut self, now: Instant, sessions: &BTreeMap<SessionId, SessionStatus>) {
+        for (id, status) in sessions {
+            let from = self.bfd.get(id).map_or(State::Down, |before| before.state);
+            if from != status.state {
+                self.tell(Event::Bfd {
+                    session: id.clone(),
+                    from,
+                    to: status.state,
+                    diagnostic: status.diagnostic,
+                    remote: status.remote_state,
+                });
+            }
+        }
+        self.bfd = sessions.clone();
+        if let Some(intent) = self.intent.take() {
+            self.set_bfd(now, &intent);
+            self.intent = Some(intent);
+        }
+        self.reconsider = true;
+    }
+
+    fn set_bfd(&mut self, now: Instant, intent: &Intent) {
+        let supervised = intent.neighbors.iter().filter_map(|(id, neighbor)| Some((id, neighbor.bfd.as_ref()?)));
+        let states = supervised.map(|(id, session)| (id.clone(), self.bfd_state(session))).collect();
+        self.speaker.handle(now, BgpInput::SetBfd(&states));
+    }
+
+    /// What BFD says of a path. Administratively down, at either end, says nothing (RFC 5882 section 3.2).
+    fn bfd_state(&self, session: &SessionId) -> BfdState {
+        match self.bfd.get(session) {
+            Some(status) if status.state == State::Up => BfdState::Up,
+            Some(status) if status.state == State::AdminDown || status.remote_state == State::AdminDown => {
+                BfdState::AdminDown
+            }
+            _ => BfdState::Down,
+        }
+    }
+
+    fn on_kernel(&mut self, now: Instant, snapshot: &Snapshot) {
+        let links = Links::new(&snapshot.links);
+        let first = !self.mirror.is_dumped();
+        let adopted = self.mirror.dumped(&snapshot.objects);
+        let before = std::mem::replace(&mut self.links, links);
+        if first {
+            if adopted > 0 {
+                self.tell(Event::Adopted(adopted));
+            }
+            let addresses = self.links.get(&self.config.external_interface).map(|link| &link.addresses);
+            let router_id = self.config.identity.choose(addresses.into_iter().flatten());
+            self.router_id = Some(router_id);
+            self.tell(Event::RouterId(router_id));
+            self.speaker.handle(now, BgpInput::SetLocal(&Local { router_id, forwarding_preserved: adopted > 0 }));
+            self.configure(now);
+        } else if before != self.links && self.configured {
+            self.close_dead(now, &before);
+            self.listen();
+            self.replan();
+            self.reconsider = true;
+        }
+    }
+
+    /// A connection whose interface lost its carrier or its address is gone: nobody waits for a timer.
+    fn close_dead(&mut self, now: Instant, before: &Links) {
+        let alive = |links: &Links, connection: &Connection| {
+            let link = links.live(&connection.interface).map_err(|error| error.to_string())?;
+            match connection.local {
+                Some(local) if !link.addresses.iter().any(|net| net.addr() == local) => {
+                    Err(format!("interface {} lost its address {local}", connection.interface))
+                }
+                _ => Ok(()),
+            }
+        };
+        let dead: Vec<(ConnectionId, String)> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| alive(before, connection).is_ok())
+            .filter_map(|(id, connection)| Some((*id, alive(&self.links, connection).err()?)))
+            .collect();
+        for (id, why) in dead {
+            self.connections.remove(&id);
+            self.outputs.push_back(Output::Close(id));
+            self.speaker.handle(now, BgpInput::Closed(id, CloseReason::Other(why.into())));
+        }
+    }
+
+    fn on_kernel_changed(&mut self, now: Instant, removed: &BTreeSet<Object>, appeared: &BTreeSet<Object>) {
+        let mut repaired = 0;
+        for object in removed {
+            if self.mirror.gone(now, object) {
+                self.tell(Event::KernelConflict(object.clone()));
+            } else if self.mirror.is_wanted(object) {
+                repaired += 1;
+            }
+        }
+        appeared.iter().for_each(|object| self.mirror.appeared(object));
+        if repaired > 0 {
+            self.tell(Event::Repaired(repaired));
+        }
+    }
+
+    /// Listeners for every neighbour whose interface exists.
+    fn listen(&mut self) {
+        let Some(intent) = &self.intent else { return };
+        let mut listeners = Listeners::new();
+        for neighbor in intent.neighbors.values() {
+            let transport = &neighbor.transport;
+            if let Some(link) = self.links.get(&transport.interface) {
+                let listener = Listener {
+                    interface: transport.interface.clone(),
+                    index: link.index,
+                    family: family_of(&transport.address),
+                    port: transport.local_port,
+                };
+                listeners.entry(listener).or_default().insert(transport.address, caller(transport));
+            }
+        }
+        if listeners != self.listeners {
+            self.listeners.clone_from(&listeners);
+            self.outputs.push_back(Output::Listen(listeners));
+        }
+    }
+
+    fn neighbor(&self, id: &NeighborId) -> Option<&Neighbor> {
+        self.intent.as_ref()?.neighbors.get(id)
+    }
+
+    /// Asks for a connection, or says at once why there can be none.
+    fn connect(&mut self, now: Instant, id: NeighborId, connection: ConnectionId) {
+        let Some(transport) = self.neighbor(&id).map(|neighbor| neighbor.transport.clone()) else {
+            let reason = CloseReason::Other("the neighbour is gone".into());
+            return self.speaker.handle(now, BgpInput::Closed(connection, reason));
+        };
+        if let Err(why) = self.reachable(&transport) {
+            return self.speaker.handle(now, BgpInput::Closed(connection, CloseReason::Other(why.into())));
+        }
+        let (interface, local) = (transport.interface.clone(), transport.source);
+        self.connections.insert(connection, Connection { interface, local });
+        self.outputs.push_back(Output::Connect(connection, transport));
+    }
+
+    fn reachable(&self, transport: &Transport) -> Result<(), String> {
+        let (address, name) = (transport.address, &transport.interface);
+        let link = self.links.live(name).map_err(|error| error.to_string())?;
+        let family = family_of(&address);
+        if !link.addresses.iter().any(|net| Family::of(net) == family) {
+            return Err(format!("interface {name} has no {} address", crate::gate::words(family)));
+        }
+        if !transport.multihop && !on_link(link, address) {
+            return Err(format!(
+                "{address} is in no network of interface {name}: correct the address, or set multihop"
+            ));
+        }
+        Ok(())
+    }
+
+    fn endpoints(&self, interface: &str, local: SocketAddr, remote: SocketAddr) -> Endpoints {
+        let addresses = || self.links.get(interface).into_iter().flat_map(|link| &link.addresses).map(IpNet::addr);
+        let v6 = |address: IpAddr| if let IpAddr::V6(v6) = address { Some(v6) } else { None };
+        let link_local = addresses().filter_map(v6).find(std::net::Ipv6Addr::is_unicast_link_local);
+        let is_other = |address: &IpAddr| {
+            address.is_ipv4() != local.is_ipv4() && !v6(*address).is_some_and(|v6| v6.is_unicast_link_local())
+        };
+        Endpoints { local, remote, local_link_local: link_local, local_other: addresses().find(is_other) }
+    }
+
+    fn on_connected(&mut self, now: Instant, id: ConnectionId, local: SocketAddr, remote: SocketAddr) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.local = Some(local.ip());
+        let interface = connection.interface.clone();
+        let endpoints = self.endpoints(&interface, local, remote);
+        self.speaker.handle(now, BgpInput::Connected(id, endpoints));
+    }
+
+    fn on_incoming(&mut self, now: Instant, incoming: &Incoming<'_>) {
+        let (remote, interface) = (incoming.remote, incoming.interface);
+        let intent = self.intent.as_ref().filter(|_| self.configured);
+        let known = intent.and_then(|intent| {
+            intent.neighbor_at(remote.ip().to_canonical(), interface, incoming.local.port()).cloned()
+        });
+        let Some(neighbor) = known else {
+            if self.strangers.len() < STRANGERS && self.strangers.insert(remote.ip()) {
+                self.tell(Event::Stranger(remote, interface.into()));
+            }
+            return self.outputs.push_back(Output::Refuse(incoming.ticket));
+        };
+        self.tickets.insert(incoming.ticket, (neighbor.clone(), incoming.local.ip()));
+        let endpoints = self.endpoints(interface, incoming.local, remote);
+        self.speaker.handle(now, BgpInput::Incoming(incoming.ticket, &neighbor, endpoints));
+    }
+
+    fn drain_speaker(&mut self, now: Instant) {
+        while let Some(output) = self.speaker.poll() {
+            match output {
+                BgpOutput::Connect(neighbor, id) => self.connect(now, neighbor, id),
+                BgpOutput::Accept(ticket, id) => self.accept(ticket, id),
+                BgpOutput::Refuse(ticket) => {
+                    self.tickets.remove(&ticket);
+                    self.outputs.push_back(Output::Refuse(ticket));
+                }
+                BgpOutput::Ready(id) => self.outputs.push_back(Output::Ready(id)),
+                BgpOutput::Close(id) => {
+                    self.connections.remove(&id);
+                    self.outputs.push_back(Output::Close(id));
+                }
+                BgpOutput::RoutesChanged => self.routes.changed = true,
+                BgpOutput::Event(event) => self.on_event(event),
+            }
+        }
+    }
+
+    fn accept(&mut self, ticket: Ticket, id: ConnectionId) {
+        let taken = self.tickets.remove(&ticket).and_then(|(neighbor, local)| {
+            let transport = self.neighbor(&neighbor)?.transport.clone();
+            Some((local, transport))
+        });
+        let Some((local, transport)) = taken else { return self.outputs.push_back(Output::Refuse(ticket)) };
+        let interface = transport.interface.clone();
+        self.connections.insert(id, Connection { interface, local: Some(local) });
+        self.outputs.push_back(Output::Accept(ticket, id, caller(&transport)));
+    }
+
+    fn on_event(&mut self, event: martlet_bgp::Event) {
+        match &event {
+            martlet_bgp::Event::State { neighbor, to, .. } => {
+                let session = self.sessions.entry(neighbor.clone()).or_default();
+                session.state = *to;
+                if *to != NeighborState::Established {
+                    session.end_of_rib.clear();
+                }
+                self.reconsider = true;
+            }
+            martlet_bgp::Event::EndOfRib { neighbor, family } => {
+                self.sessions.entry(neighbor.clone()).or_default().end_of_rib.insert(*family);
+            }
+            _ => {}
+        }
+        self.tell(Event::Bgp(event));
+    }
+
+    /// Whether a BGP neighbour is Up: Established, and BFD Up if it is switched on.
+    fn is_up(&self, id: &NeighborId, neighbor: &Neighbor) -> bool {
+        let established = self.sessions.get(id).is_some_and(|session| session.state == NeighborState::Established);
+        established && neighbor.bfd.as_ref().is_none_or(|session| self.bfd_state(session) != BfdState::Down)
+    }
+
+    /// Asks the gate, and tells the speaker and the load balancer what changed.
+    fn decide(&mut self, now: Instant) {
+        if !self.configured {
+            return;
+        }
+        let Some(intent) = self.intent.take() else { return };
+        let mut connectivity = Families::default();
+        for (id, neighbor) in &intent.neighbors {
+            if self.is_up(id, neighbor) {
+                connectivity.ipv4 |= neighbor.config.families.contains(&Family::Ipv4);
+                connectivity.ipv6 |= neighbor.config.families.contains(&Family::Ipv6);
+            }
+        }
+        let statics_up = self.statics_up(&intent);
+        for gateway in statics_up.iter().filter_map(|name| intent.statics.get(name)) {
+            connectivity.ipv4 |= gateway.address.is_ipv4();
+            connectivity.ipv6 |= gateway.address.is_ipv6();
+        }
+        if statics_up != self.statics_up {
+            self.statics_up = statics_up;
+            self.replan_defaults();
+        }
+        if connectivity != self.connectivity {
+            self.connectivity = connectivity;
+            self.tell(Event::Connectivity(connectivity));
+            self.outputs.push_back(Output::Connectivity(connectivity));
+        }
+        let question = Question {
+            gateway: &intent.gateway.name,
+            vips: &intent.vips,
+            lb: &self.lb,
+            connectivity,
+            egress: intent.settings.require_egress_route.then(|| self.egress()),
+            stopping: self.life != Life::Running,
+        };
+        let verdicts = self.gate.decide(now, &question);
+        self.intent = Some(intent);
+        let announced: BTreeSet<IpNet> =
+            verdicts.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(vip, _)| *vip).collect();
+        if announced != self.announced {
+            self.speaker.handle(now, BgpInput::SetAnnounced(&announced));
+            self.announced = announced;
+        }
+        self.tell_verdicts(verdicts);
+    }
+
+    fn tell_verdicts(&mut self, verdicts: BTreeMap<IpNet, Verdict>) {
+        for (vip, verdict) in &verdicts {
+            if self.verdicts.get(vip) != Some(verdict) {
+                self.tell(match verdict {
+                    Ok(()) => Event::Announced(*vip),
+                    Err(reason) => Event::Withheld(*vip, reason.clone()),
+                });
+            }
+        }
+        self.verdicts = verdicts;
+    }
+
+    /// The static gateways that are Up: BFD Up, or without BFD the link has carrier.
+    fn statics_up(&self, intent: &Intent) -> BTreeSet<Arc<str>> {
+        let is_up = |gateway: &crate::intent::Static| {
+            let supervised = gateway.bfd.as_ref().is_none_or(|session| self.bfd_state(session) == BfdState::Up);
+            supervised && self.links.resolve(gateway.address, &gateway.interface, false, 1).is_ok()
+        };
+        intent.statics.iter().filter(|(_, gateway)| is_up(gateway)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+fn caller(transport: &Transport) -> Caller {
+    Caller { key: transport.key.clone(), ttl: transport.ttl, min_ttl: transport.min_ttl }
+}

@@ -1,0 +1,577 @@
+//! What the kernel should hold, what it holds, and the next batch of changes between the two.
+//!
+//! A set that peers can grow is never compared as a whole: whatever changes on either side *touches* its key, and a batch is
+//! taken of the touched keys, additions first. The whole comparison is the same code with every key touched: at start and
+//! after an overrun. It knows no socket; what adopted objects are kept, and when objects of ours that others delete are put
+//! back, is decided here.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use martlet_clock::Instant;
+use martlet_netlink::{Change, Family, Object, Rule};
+
+/// The most changes in a batch.
+pub const BATCH: usize = 1000;
+/// More foreign deletions of one object than this in a second are a conflict.
+pub const CONFLICT_DELETIONS: usize = 10;
+/// The first wait of a conflict, or after a refusal by the kernel.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// The longest wait.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// How long a wait that is over is remembered.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// What the kernel tells objects apart by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// A rule is itself.
+    Rule(Rule),
+    /// A route.
+    Route {
+        /// Its table.
+        table: u32,
+        /// Its metric.
+        metric: u32,
+        /// Its destination.
+        prefix: IpNet,
+    },
+}
+
+impl Key {
+    /// The key of `object`.
+    pub fn of(object: &Object) -> Self {
+        match object {
+            Object::Rule(rule) => Self::Rule(rule.clone()),
+            Object::Route(route) => Self::Route { table: route.table, metric: route.metric, prefix: route.prefix },
+        }
+    }
+}
+
+/// The object that is there after `change`, or was before.
+pub const fn object_of(change: &Change) -> &Object {
+    match change {
+        Change::Add(object) | Change::Replace { to: object, .. } | Change::Remove(object) => object,
+    }
+}
+
+/// Where a change stands in its batch, as in `martlet_netlink::diff`: routes before the rules that lead to them, rules
+/// that drop before the rule that forwards in front of them, and the other way round when they go.
+const fn rank(change: &Change) -> (u8, u32) {
+    match change {
+        Change::Add(Object::Route(_)) => (0, 0),
+        Change::Add(Object::Rule(rule)) => (1, u32::MAX - rule.priority),
+        Change::Replace { .. } => (2, 0),
+        Change::Remove(Object::Rule(rule)) => (3, rule.priority),
+        Change::Remove(Object::Route(_)) => (4, 0),
+    }
+}
+
+/// A change that the kernel refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which.
+    pub change: Change,
+    /// Why, in the words of the operating system.
+    pub error: Arc<str>,
+}
+
+/// Why a key is left alone for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Until when.
+    pub until: Instant,
+    /// The next wait is twice this.
+    pub length: Duration,
+    /// Not over yet. What is over is remembered for a minute, for the length of the next.
+    pub active: bool,
+    /// The kernel's words; `None`: someone else keeps deleting it.
+    pub error: Option<Arc<str>>,
+}
+
+/// Routes that a former router left and that are kept for a while: its learned ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// In this table..
+    pub table: u32,
+    /// ..with this metric.
+    pub metric: u32,
+}
+
+/// Want and have, and the keys where they may differ.
+#[derive(Debug)]
+pub struct Mirror {
+    learned: Learned,
+    want: BTreeMap<Key, Object>,
+    have: BTreeMap<Key, Object>,
+    /// Keys that are to be added or replaced.
+    coming: BTreeSet<Key>,
+    /// Keys that are to be removed.
+    leaving: BTreeSet<Key>,
+    /// Learned routes of a former router, not yet told again.
+    adopted: BTreeSet<Key>,
+    /// Whether anything may be removed: what should be is known.
+    settled: bool,
+    in_flight: Option<Vec<Change>>,
+    deletions: BTreeMap<Key, VecDeque<Instant>>,
+    waits: BTreeMap<Key, Wait>,
+    resync: bool,
+    dumped: bool,
+}
+
+impl Mirror {
+    /// Nothing wanted, nothing known.
+    pub const fn new(learned: Learned) -> Self {
+        Self {
+            learned,
+            want: BTreeMap::new(),
+            have: BTreeMap::new(),
+            coming: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            adopted: BTreeSet::new(),
+            settled: false,
+            in_flight: None,
+            deletions: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            resync: false,
+            dumped: false,
+        }
+    }
+
+    /// What the kernel holds of ours, whole. The first time learned routes are adopted: returns how many. A dump that
+    /// crossed a batch on its way is not believed: another one is asked for.
+    pub fn dumped(&mut self, objects: &BTreeSet<Object>) -> usize {
+        if self.in_flight.is_some() {
+            self.resync = true;
+            return 0;
+        }
+        self.have = objects.iter().map(|object| (Key::of(object), object.clone())).collect();
+        if !self.dumped {
+            self.dumped = true;
+            self.adopted = self.have.keys().filter(|key| self.is_learned(key)).cloned().collect();
+        }
+        self.touch_all();
+        self.adopted.len()
+    }
+
+    /// Whether the kernel's objects are known.
+    pub const fn is_dumped(&self) -> bool {
+        self.dumped
+    }
+
+    /// Someone else took an object of ours away. True if that is now a conflict.
+    pub fn gone(&mut self, now: Instant, object: &Object) -> bool {
+        let key = Key::of(object);
+        if self.have.get(&key) != Some(object) {
+            return false;
+        }
+        self.have.remove(&key);
+        self.adopted.remove(&key);
+        let conflict = self.want.contains_key(&key) && self.count_deletion(now, &key);
+        self.touch(key);
+        conflict
+    }
+
+    /// An object of ours appeared that we did not put there.
+    pub fn appeared(&mut self, object: &Object) {
+        let key = Key::of(object);
+        self.have.insert(key.clone(), object.clone());
+        self.touch(key);
+    }
+
+    /// Whether `object` should be there.
+    pub fn is_wanted(&self, object: &Object) -> bool {
+        self.want.get(&Key::of(object)) == Some(object)
+    }
+
+    fn count_deletion(&mut self, now: Instant, key: &Key) -> bool {
+        let deletions = self.deletions.entry(key.clone()).or_default();
+        deletions.push_back(now);
+        while deletions.front().is_some_and(|&at| now.since(at) > Duration::from_secs(1)) {
+            deletions.pop_front();
+        }
+        if deletions.len() <= CONFLICT_DELETIONS {
+            return false;
+        }
+        deletions.clear();
+        self.wait(now, key.clone(), None);
+        true
+    }
+
+    fn wait(&mut self, now: Instant, key: Key, error: Option<Arc<str>>) {
+        let length = self.waits.get(&key).map_or(FIRST_WAIT, |wait| (wait.length * 2).min(MAX_WAIT));
+        self.waits.insert(key, Wait { until: now + length, length, active: true, error });
+    }
+
+    /// From now on this is all that is wanted besides learned routes.
+    pub fn want_fixed(&mut self, objects: &BTreeSet<Object>) {
+        let wanted: BTreeMap<Key, &Object> = objects.iter().map(|object| (Key::of(object), object)).collect();
+        let stale = self.want.keys().filter(|key| !self.is_learned(key) && !wanted.contains_key(*key));
+        for key in stale.cloned().collect::<Vec<_>>() {
+            self.want.remove(&key);
+            self.touch(key);
+        }
+        for (key, object) in wanted {
+            self.want_one(key, Some(object.clone()));
+        }
+    }
+
+    /// From now on the learned route of `prefix` is this.
+    pub fn want_learned(&mut self, prefix: IpNet, object: Option<Object>) {
+        let key = Key::Route { table: self.learned.table, metric: self.learned.metric, prefix };
+        self.want_one(key, object);
+    }
+
+    fn want_one(&mut self, key: Key, object: Option<Object>) {
+        let changed = match object {
+            Some(object) => self.want.insert(key.clone(), object.clone()) != Some(object),
+            None => self.want.remove(&key).is_some(),
+        };
+        if changed {
+            self.touch(key);
+        }
+    }
+
+    /// The prefixes of the learned routes that are wanted.
+    pub fn learned(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.want.keys().filter_map(|key| match key {
+            Key::Route { prefix, .. } if self.is_learned(key) => Some(*prefix),
+            _ => None,
+        })
+    }
+
+    /// The wanted learned route of `prefix`.
+    pub fn learned_route(&self, prefix: IpNet) -> Option<&Object> {
+        self.want.get(&Key::Route { table: self.learned.table, metric: self.learned.metric, prefix })
+    }
+
+    /// Whether the route of `prefix` is one that a former router left.
+    pub fn is_adopted(&self, prefix: IpNet) -> bool {
+        self.adopted.contains(&Key::Route { table: self.learned.table, metric: self.learned.metric, prefix })
+    }
+
+    /// How many adopted routes are left.
+    pub fn adopted(&self) -> usize {
+        self.adopted.len()
+    }
+
+    /// What should be is known now: what is not wanted may be removed.
+    pub fn settle(&mut self) {
+        if !std::mem::replace(&mut self.settled, true) {
+            self.touch_all();
+        }
+    }
+
+    /// The adopted routes of `family` that were not told again have to go; how many.
+    pub fn end_adoption(&mut self, family: Family) -> usize {
+        let of_family = |key: &Key| matches!(key, Key::Route { prefix, .. } if Family::of(prefix) == family);
+        let (ended, rest) = std::mem::take(&mut self.adopted).into_iter().partition::<BTreeSet<_>, _>(of_family);
+        self.adopted = rest;
+        let count = ended.len();
+        ended.into_iter().for_each(|key| self.touch(key));
+        count
+    }
+
+    fn is_learned(&self, key: &Key) -> bool {
+        matches!(key, Key::Route { table, metric, .. } if (*table, *metric) == (self.learned.table, self.learned.metric))
+    }
+
+    fn touch(&mut self, key: Key) {
+        self.coming.remove(&key);
+        self.leaving.remove(&key);
+        match (self.want.get(&key), self.have.get(&key)) {
+            (Some(want), have) if Some(want) != have => {
+                self.coming.insert(key);
+            }
+            (None, Some(_)) if self.settled && !self.adopted.contains(&key) => {
+                self.leaving.insert(key);
+            }
+            (want, _) => {
+                if want.is_some() {
+                    self.adopted.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn touch_all(&mut self) {
+        let keys: BTreeSet<Key> = self.want.keys().chain(self.have.keys()).cloned().collect();
+        keys.into_iter().for_each(|key| self.touch(key));
+    }
+
+    /// The next batch, additions first; the kernel is taken to hold it unless [`Mirror::done`] says otherwise. Removals have
+    /// half of a batch for themselves, so that a dead route does not wait behind a full table.
+    pub fn batch(&mut self) -> Vec<Change> {
+        if self.in_flight.is_some() || !self.dumped {
+            return Vec::new();
+        }
+        let free = |key: &&Key| !self.waits.get(*key).is_some_and(|wait| wait.active);
+        let leaving: Vec<Key> = self.leaving.iter().filter(free).take(BATCH / 2).cloned().collect();
+        let coming: Vec<Key> = self.coming.iter().filter(free).take(BATCH - leaving.len()).cloned().collect();
+        let mut changes = Vec::with_capacity(coming.len() + leaving.len());
+        for key in coming {
+            self.coming.remove(&key);
+            self.adopted.remove(&key);
+            if let Some(want) = self.want.get(&key) {
+                changes.push(match self.have.insert(key, want.clone()) {
+                    Some(from) => Change::Replace { from, to: want.clone() },
+                    None => Change::Add(want.clone()),
+                });
+            }
+        }
+        for key in leaving {
+            self.leaving.remove(&key);
+            changes.extend(self.have.remove(&key).map(Change::Remove));
+        }
+        changes.sort_by_key(rank);
+        if !changes.is_empty() {
+            self.in_flight = Some(changes.clone());
+        }
+        changes
+    }
+
+    /// The kernel is through with the batch; these changes it refused. True if it should be dumped anew.
+    pub fn done(&mut self, now: Instant, failures: &[Failure]) -> bool {
+        let Some(changes) = self.in_flight.take() else { return false };
+        let errors: BTreeMap<Key, &Arc<str>> =
+            failures.iter().map(|failure| (Key::of(object_of(&failure.change)), &failure.error)).collect();
+        for change in &changes {
+            let key = Key::of(object_of(change));
+            if let Some(&error) = errors.get(&key) {
+                self.have.remove(&key);
+                self.wait(now, key.clone(), Some(error.clone()));
+                self.touch(key);
+                self.resync = true;
+            } else if self.waits.get(&key).is_some_and(|wait| wait.error.is_some()) {
+                self.waits.remove(&key);
+            }
+        }
+        std::mem::take(&mut self.resync)
+    }
+
+    /// Whether a batch is under way.
+    pub const fn is_busy(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Whether the kernel holds what it should, as far as we know.
+    pub fn is_clean(&self) -> bool {
+        self.dumped && self.coming.is_empty() && self.leaving.is_empty() && self.in_flight.is_none()
+    }
+
+    /// When a wait ends.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.waits.values().filter(|wait| wait.active).map(|wait| wait.until).min()
+    }
+
+    /// Ends the waits that are over: what waited is tried again.
+    pub fn expire(&mut self, now: Instant) {
+        self.waits.retain(|_, wait| {
+            wait.active &= wait.until > now;
+            wait.active || now.since(wait.until) < MEMORY
+        });
+    }
+
+    /// What is left alone for a while, and why.
+    pub const fn waits(&self) -> &BTreeMap<Key, Wait> {
+        &self.waits
+    }
+
+    /// What the kernel should hold.
+    pub const fn wanted(&self) -> &BTreeMap<Key, Object> {
+        &self.want
+    }
+
+    /// What the kernel holds, as far as we know.
+    pub const fn held(&self) -> &BTreeMap<Key, Object> {
+        &self.have
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use martlet_netlink::{NextHop, Route, RouteKind};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LEARNED: Learned = Learned { table: 4096, metric: 20 };
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_millis(millis)
+    }
+
+    fn route(prefix: u8, metric: u32, hop: u8) -> Object {
+        let gateway = Some(format!("10.0.0.{hop}").parse().unwrap());
+        let hops = vec![NextHop { gateway, interface: Some(1), weight: 1, onlink: false }];
+        let prefix = format!("10.{prefix}.0.0/16").parse().unwrap();
+        Object::Route(Route { table: 4096, prefix, metric, kind: RouteKind::Unicast(hops) })
+    }
+
+    fn prefix(of: u8) -> IpNet {
+        format!("10.{of}.0.0/16").parse().unwrap()
+    }
+
+    fn apply(kernel: &mut BTreeMap<Key, Object>, changes: &[Change]) {
+        for change in changes {
+            let key = Key::of(object_of(change));
+            let before = match change {
+                Change::Remove(_) => kernel.remove(&key),
+                Change::Add(object) | Change::Replace { to: object, .. } => kernel.insert(key, object.clone()),
+            };
+            let expected = match change {
+                Change::Add(_) => None,
+                Change::Replace { from: old, .. } | Change::Remove(old) => Some(old.clone()),
+            };
+            assert_eq!(before, expected, "{change:?}");
+        }
+    }
+
+    fn settled(have: &BTreeSet<Object>) -> Mirror {
+        let mut mirror = Mirror::new(LEARNED);
+        mirror.dumped(have);
+        mirror.settle();
+        mirror
+    }
+
+    #[test]
+    fn a_changed_next_hop_is_one_replace() {
+        let mut mirror = settled(&[route(1, 20, 1)].into());
+        mirror.want_learned(prefix(1), Some(route(1, 20, 2)));
+        assert_eq!(mirror.batch(), [Change::Replace { from: route(1, 20, 1), to: route(1, 20, 2) }]);
+    }
+
+    #[test]
+    fn nothing_is_removed_before_the_wish_is_known_and_adopted_routes_stay_until_their_family_has_spoken() {
+        let mut mirror = Mirror::new(LEARNED);
+        assert_eq!(mirror.dumped(&[route(1, 20, 1), route(2, 20, 1), route(9, 77, 1)].into()), 2);
+        assert_eq!(mirror.batch(), []);
+        mirror.want_fixed(&BTreeSet::new());
+        mirror.settle();
+        assert_eq!(mirror.batch(), [Change::Remove(route(9, 77, 1))], "what is not learned has no one to wait for");
+        mirror.done(at(0), &[]);
+        mirror.want_learned(prefix(1), Some(route(1, 20, 1)));
+        assert_eq!(mirror.batch(), [], "told again: it just stays");
+        assert_eq!(mirror.end_adoption(Family::Ipv6), 0);
+        assert_eq!(mirror.end_adoption(Family::Ipv4), 1);
+        assert_eq!(mirror.batch(), [Change::Remove(route(2, 20, 1))]);
+    }
+
+    #[test]
+    fn a_route_learned_and_withdrawn_within_the_time_of_adoption_goes_at_once() {
+        let mut mirror = settled(&BTreeSet::new());
+        mirror.want_learned(prefix(1), Some(route(1, 20, 1)));
+        assert_eq!(mirror.batch().len(), 1);
+        mirror.done(at(0), &[]);
+        mirror.want_learned(prefix(1), None);
+        assert_eq!(mirror.batch(), [Change::Remove(route(1, 20, 1))]);
+    }
+
+    #[test]
+    fn what_others_delete_is_back_at_once_and_after_ten_times_a_second_later() {
+        let mut mirror = settled(&BTreeSet::new());
+        mirror.want_learned(prefix(1), Some(route(1, 20, 1)));
+        for millis in 0..10 {
+            assert_eq!(mirror.batch(), [Change::Add(route(1, 20, 1))]);
+            mirror.done(at(millis), &[]);
+            assert!(!mirror.gone(at(millis), &route(1, 20, 1)));
+        }
+        assert_eq!(mirror.batch().len(), 1);
+        mirror.done(at(10), &[]);
+        assert!(mirror.gone(at(10), &route(1, 20, 1)), "a conflict");
+        assert_eq!(mirror.batch(), []);
+        assert_eq!(mirror.deadline(), Some(at(210)));
+        mirror.expire(at(210));
+        assert_eq!(mirror.batch(), [Change::Add(route(1, 20, 1))]);
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_tried_again_later_and_longer_later() {
+        let mut mirror = settled(&BTreeSet::new());
+        mirror.want_learned(prefix(1), Some(route(1, 20, 1)));
+        let failure = |change: &Change| Failure { change: change.clone(), error: "Network is unreachable".into() };
+        let batch = mirror.batch();
+        assert!(mirror.done(at(0), &[failure(&batch[0])]), "the kernel is dumped anew");
+        assert_eq!((mirror.batch(), mirror.deadline()), (vec![], Some(at(200))));
+        mirror.expire(at(200));
+        let batch = mirror.batch();
+        mirror.done(at(200), &[failure(&batch[0])]);
+        assert_eq!(mirror.deadline(), Some(at(600)));
+        mirror.expire(at(600));
+        assert_eq!(mirror.batch().len(), 1);
+        mirror.done(at(600), &[]);
+        assert!(mirror.waits().is_empty() && mirror.is_clean());
+    }
+
+    #[test]
+    fn a_dump_that_crossed_a_batch_is_not_believed() {
+        let mut mirror = settled(&BTreeSet::new());
+        mirror.want_learned(prefix(1), Some(route(1, 20, 1)));
+        assert_eq!(mirror.batch().len(), 1);
+        mirror.dumped(&BTreeSet::new());
+        assert!(mirror.done(at(0), &[]), "dump again");
+        mirror.dumped(&[route(1, 20, 1)].into());
+        assert!(mirror.is_clean());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Learn(u8, Option<u8>),
+        Fix(BTreeSet<u8>),
+        Delete(u8),
+        Batch,
+        Dump,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u8..6, prop::option::of(1u8..4)).prop_map(|(prefix, hop)| Step::Learn(prefix, hop)),
+            prop::collection::btree_set(10u8..14, 0..4).prop_map(Step::Fix),
+            (0u8..6).prop_map(Step::Delete),
+            Just(Step::Batch),
+            Just(Step::Dump),
+        ]
+    }
+
+    proptest! {
+        /// The incremental way and the whole comparison end in the same set, whatever came in between.
+        #[test]
+        fn both_ways_give_the_same_set(steps in prop::collection::vec(step(), 0..60)) {
+            let mut mirror = settled(&BTreeSet::new());
+            let mut kernel = BTreeMap::new();
+            let (mut learned, mut fixed) = (BTreeMap::new(), BTreeSet::new());
+            for step in steps.into_iter().chain([Step::Batch, Step::Batch]) {
+                match step {
+                    Step::Learn(p, hop) => {
+                        let object = hop.map(|hop| route(p, 20, hop));
+                        mirror.want_learned(prefix(p), object.clone());
+                        learned.insert(p, object);
+                    }
+                    Step::Fix(prefixes) => {
+                        fixed = prefixes.iter().map(|&p| route(p, 99, 1)).collect();
+                        mirror.want_fixed(&fixed);
+                    }
+                    Step::Delete(p) => {
+                        let key = Key::of(&route(p, 20, 1));
+                        if let Some(object) = kernel.remove(&key) {
+                            mirror.gone(at(0), &object);
+                            // A conflict would only delay it: not what this test is about.
+                            mirror.expire(at(1_000_000));
+                        }
+                    }
+                    Step::Dump => { mirror.dumped(&kernel.values().cloned().collect()); }
+                    Step::Batch => {
+                        let changes = mirror.batch();
+                        apply(&mut kernel, &changes);
+                        mirror.done(at(0), &[]);
+                    }
+                }
+            }
+            let whole: BTreeSet<Object> = learned.into_values().flatten().chain(fixed).collect();
+            prop_assert!(mirror.is_clean());
+            prop_assert_eq!(kernel.into_values().collect::<BTreeSet<_>>(), whole);
+        }
+    }
+}
