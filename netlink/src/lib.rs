@@ -3,6 +3,7 @@
 //! [`model`] holds the values, [`diff()`] compares, [`kernel`] dumps, applies and watches, [`link`] knows neighbours and
 //! sysctls, [`nft`] writes nftables. Sockets are opened in the network namespace of the calling thread.
 
+mod datagram;
 mod diff;
 mod display;
 mod error;

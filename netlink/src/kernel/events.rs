@@ -1,12 +1,13 @@
 //! Hints that something changed in the kernel, coalesced: whoever is slow gets one hint for many changes.
 //!
-//! It knows no socket: the socket's task puts changes in, [`Events::next`] takes them out.
+//! It knows no socket: who reads one puts changes in, [`Events::next`] takes them out.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::socket::Wire;
 use crate::model::Object;
 
 /// More changed objects than this are not worth a list: the reader takes a snapshot instead.
@@ -37,30 +38,25 @@ pub struct ObjectsChanged {
 /// The stream of hints.
 #[derive(Debug)]
 pub struct Events {
-    hints: Arc<Hints>,
+    wire: Arc<Wire>,
 }
 
 impl Events {
-    /// A stream of what is put into `hints`.
-    pub(crate) const fn new(hints: Arc<Hints>) -> Self {
-        Self { hints }
+    /// The hints of `wire`.
+    pub(super) const fn new(wire: Arc<Wire>) -> Self {
+        Self { wire }
     }
 
     /// Waits for the next hint: an overrun before links before objects. Safe to drop at any time (`select!`).
-    /// Once the connection to the kernel is lost it never returns.
+    /// Should the socket break, it says so in the log and never returns.
     pub async fn next(&mut self) -> Event {
-        loop {
-            if let Some(event) = self.hints.take() {
-                return event;
-            }
-            self.hints.notify.notified().await;
-        }
+        self.wire.hint().await
     }
 }
 
 /// What waits for [`Events::next`].
 #[derive(Debug, Default)]
-pub(crate) struct Hints {
+pub(super) struct Hints {
     pending: Mutex<Pending>,
     notify: Notify,
 }
@@ -77,7 +73,13 @@ impl Hints {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<Event> {
+    /// Waits until something is put in.
+    pub(super) async fn wait(&self) {
+        self.notify.notified().await;
+    }
+
+    /// The next hint, if any waits.
+    pub(super) fn take(&self) -> Option<Event> {
         let mut pending = self.pending();
         if std::mem::take(&mut pending.overrun) {
             // What else waits is part of what the snapshot will show.
@@ -96,22 +98,24 @@ impl Hints {
     }
 
     /// An interface or address changed.
-    pub(crate) fn links(&self) {
+    pub(super) fn links(&self) {
         self.put(|pending| pending.links = true);
     }
 
     /// Messages were lost.
-    pub(crate) fn overrun(&self) {
+    pub(super) fn overrun(&self) {
         self.put(|pending| pending.overrun = true);
     }
 
     /// Another owner's route in one of our tables changed.
-    pub(crate) fn foreign(&self) {
-        self.put(|pending| drop(pending.objects.get_or_insert_default()));
+    pub(super) fn foreign(&self) {
+        self.put(|pending| {
+            pending.objects.get_or_insert_default();
+        });
     }
 
     /// Our object was removed (`gone`), or put there, by another.
-    pub(crate) fn object(&self, object: Object, gone: bool) {
+    pub(super) fn object(&self, object: Object, gone: bool) {
         self.put(|pending| {
             let objects = pending.objects.get_or_insert_default();
             let (to, from) = if gone {

@@ -1,0 +1,95 @@
+//! Links, addresses, neighbours and settings.
+
+use std::time::Duration;
+
+use martlet_netlink::Kernel;
+use martlet_netlink::link::{Reachability, sysctl};
+
+use crate::sys::{in_namespace, ip};
+use crate::{index, owner, two_links};
+
+#[test]
+fn a_snapshot_shows_names_carrier_and_addresses() {
+    in_namespace("a_snapshot_shows_names_carrier_and_addresses", async || {
+        let (a, b) = two_links();
+        ip("link set right-far down");
+        ip("link set left down");
+        ip("link set left name ext-vlan");
+        ip("link set ext-vlan mtu 1400 up");
+        ip("link set right-far name renamed");
+        ip("addr add 203.0.113.1 peer 203.0.113.2/32 dev ext-vlan");
+        let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+        let links = kernel.snapshot().await.unwrap().links;
+        let (a, b, far) = (&links[&a], &links[&b], &links[&index("renamed")]);
+        assert_eq!((&*a.name, a.up, a.carrier, a.mtu), ("ext-vlan", true, true, 1400));
+        assert!(a.addresses.contains(&"192.0.2.1/24".parse().unwrap()), "{a:?}");
+        assert!(a.addresses.contains(&"203.0.113.1/32".parse().unwrap()), "{a:?}");
+        assert_eq!((&*b.name, b.up, b.carrier), ("right", true, false));
+        assert_eq!((&*far.name, far.up, far.carrier), ("renamed", false, false));
+    });
+}
+
+#[test]
+fn an_address_counts_only_after_duplicate_address_detection() {
+    in_namespace("an_address_counts_only_after_duplicate_address_detection", async || {
+        let (a, _) = two_links();
+        sysctl::write("ipv6/conf/left/dad_transmits", "100").unwrap();
+        ip("addr add 2001:db8::7/64 dev left");
+        let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+        let addresses = kernel.snapshot().await.unwrap().links[&a].addresses.clone();
+        assert!(!addresses.contains(&"2001:db8::7/64".parse().unwrap()), "{addresses:?}");
+        assert!(addresses.contains(&"2001:db8::1/64".parse().unwrap()), "{addresses:?}");
+    });
+}
+
+#[test]
+fn a_probe_finds_who_answers_and_who_does_not() {
+    in_namespace("a_probe_finds_who_answers_and_who_does_not", async || {
+        let (a, _) = two_links();
+        // The far end of the link answers from a namespace of its own.
+        let far = format!("martlet-{}", std::process::id());
+        ip(&format!("netns add {far}"));
+        let play = async || {
+            ip(&format!("link set left-far netns {far}"));
+            ip(&format!("-n {far} addr add 192.0.2.2/24 dev left-far"));
+            ip(&format!("-n {far} addr add 2001:db8::2/64 dev left-far nodad"));
+            ip(&format!("-n {far} link set left-far up"));
+            sysctl::write("ipv4/neigh/left/retrans_time_ms", "50").unwrap();
+            sysctl::write("ipv6/neigh/left/retrans_time_ms", "50").unwrap();
+            let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+            let all = ["192.0.2.2", "2001:db8::2", "192.0.2.3", "2001:db8::3"].map(|text| text.parse().unwrap());
+            for round in 0..2 {
+                for address in all {
+                    kernel.probe_neighbor(a, address).unwrap_or_else(|error| panic!("round {round}: {error}"));
+                }
+                for (address, expected) in all.into_iter().zip([true, true, false, false]) {
+                    wait_for(
+                        &mut kernel,
+                        a,
+                        address,
+                        if expected { Reachability::Reachable } else { Reachability::Failed },
+                    )
+                    .await;
+                }
+            }
+            let error = kernel.probe_neighbor(9999, all[0]).unwrap_err().to_string();
+            assert!(error.starts_with("the kernel refuses a probe of 192.0.2.2 on interface 9999"), "{error}");
+        };
+        play().await;
+        ip(&format!("netns del {far}"));
+    });
+}
+
+async fn wait_for(kernel: &mut Kernel, interface: u32, address: std::net::IpAddr, reachability: Reachability) {
+    for _ in 0..25 {
+        let entries = kernel.neighbors().await.unwrap();
+        let found = entries.iter().find(|entry| entry.interface == interface && entry.address == address);
+        if found.is_some_and(|entry| entry.reachability == reachability) {
+            return;
+        }
+        // The link may have been without carrier a moment ago: ask again.
+        kernel.probe_neighbor(interface, address).unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    panic!("{address} is not {reachability:?}");
+}
