@@ -1,1 +1,16 @@
-//! Placeholder.
+//! The load balancer of one Gateway: a stateless choice of an endpoint for each packet to a VIP.
+//!
+//! Pure parts, which know no socket and no clock: [`hash`] and [`maglev`] (the wire contract between replicas), [`packet`]
+//! (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: a verdict), [`targets`] (a view of the
+//! objects: tables and marks), [`rules`] (marks: routes and rules of the kernel). At the edge: [`queue`] (nfqueue, one
+//! thread a queue), [`readiness`] (the unix socket to the router), [`run`] (the wiring).
+
+pub mod counters;
+pub mod engine;
+pub mod flow;
+pub mod hash;
+pub mod maglev;
+pub mod packet;
+pub mod queue;
+pub mod rules;
+pub mod targets;

@@ -1,0 +1,147 @@
+//! What became of packets, counted: by route, by endpoint, by reason. Plain values; whoever shows them reads them here.
+//!
+//! A queue thread counts into a [`Tally`] of its own, indexed by numbers, and folds it into the names of the shared
+//! [`Counters`] when it is poked (at least twice a second) and before its tables change: no lock and no name a packet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::engine::Tables;
+use crate::packet::Malformed;
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Reason {
+    /// It could not be read.
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    /// No accepted `L34Route` matches.
+    #[error("no route")]
+    NoRoute,
+    /// The Service of the matching route has no ready endpoint of the family.
+    #[error("no endpoint")]
+    NoEndpoint,
+    /// A later fragment whose first one was never seen.
+    #[error("first fragment missing")]
+    FragmentLost,
+    /// An ICMP error about a packet that no endpoint of ours can have sent.
+    #[error("ICMP error about a foreign packet")]
+    ForeignError,
+}
+
+impl Reason {
+    /// One word with underscores, for a metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Malformed(malformed) => match malformed {
+                Malformed::Empty => "empty",
+                Malformed::Version => "ip_version",
+                Malformed::TruncatedNetwork => "truncated_ip",
+                Malformed::TruncatedTransport => "truncated_transport",
+                Malformed::HeaderLength => "header_length",
+                Malformed::TotalLength => "total_length",
+                Malformed::ExtensionHeaders => "extension_headers",
+                Malformed::NoNextHeader => "no_next_header",
+                Malformed::FragmentEnd => "fragment_end",
+                Malformed::FragmentOverlap => "fragment_overlap",
+                Malformed::Transport => "transport",
+            },
+            Self::NoRoute => "no_route",
+            Self::NoEndpoint => "no_endpoint",
+            Self::FragmentLost => "fragment_lost",
+            Self::ForeignError => "foreign_error",
+        }
+    }
+}
+
+/// Packets and their octets (as the IP header says).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Octets.
+    pub octets: u64,
+}
+
+impl Count {
+    fn add(&mut self, octets: u32) {
+        self.packets += 1;
+        self.octets += u64::from(octets);
+    }
+
+    fn fold(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.octets += other.octets;
+    }
+}
+
+/// All that was counted since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Forwarded, by `L34Route`.
+    pub routes: BTreeMap<Arc<str>, Count>,
+    /// Forwarded, by Service and identifier.
+    pub endpoints: BTreeMap<(Arc<str>, u16), Count>,
+    /// Dropped.
+    pub drops: BTreeMap<Reason, u64>,
+    /// Packets in each batch that was received, by queue: batches and packets.
+    pub queues: BTreeMap<u16, (u64, u64)>,
+}
+
+/// What one thread counted since it last folded.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// By rank.
+    routes: Vec<Count>,
+    /// By mark, less the first mark.
+    endpoints: Vec<Count>,
+    drops: BTreeMap<Reason, u64>,
+    batches: u64,
+    packets: u64,
+}
+
+impl Tally {
+    /// A packet of `octets` went by the route of that rank to the endpoint of that mark.
+    pub fn forwarded(&mut self, rank: u32, endpoint: u32, octets: u32) {
+        for (counts, number) in [(&mut self.routes, rank), (&mut self.endpoints, endpoint)] {
+            let Ok(number) = usize::try_from(number) else { continue };
+            if counts.len() <= number {
+                counts.resize(number + 1, Count::default());
+            }
+            if let Some(count) = counts.get_mut(number) {
+                count.add(octets);
+            }
+        }
+    }
+
+    /// A packet was dropped.
+    pub fn dropped(&mut self, reason: Reason) {
+        *self.drops.entry(reason).or_default() += 1;
+    }
+
+    /// So many packets came in one batch.
+    pub fn batch(&mut self, packets: u64) {
+        self.batches += 1;
+        self.packets += packets;
+    }
+
+    /// Adds all to `counters` under the names of `tables`, with which it was counted, and begins again.
+    pub fn fold(&mut self, queue: u16, tables: &Tables, counters: &mut Counters) {
+        for (name, count) in tables.classifier().names().iter().zip(&mut self.routes) {
+            counters.routes.entry(Arc::clone(name)).or_default().fold(std::mem::take(count));
+        }
+        for (number, count) in (0_u32..).zip(&mut self.endpoints) {
+            if count.packets > 0
+                && let Some((service, identifier)) = tables.endpoint(number)
+            {
+                counters.endpoints.entry((Arc::clone(service), identifier)).or_default().fold(std::mem::take(count));
+            }
+        }
+        for (reason, count) in std::mem::take(&mut self.drops) {
+            *counters.drops.entry(reason).or_default() += count;
+        }
+        let (batches, packets) = counters.queues.entry(queue).or_default();
+        *batches += std::mem::take(&mut self.batches);
+        *packets += std::mem::take(&mut self.packets);
+    }
+}

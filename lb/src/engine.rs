@@ -1,0 +1,166 @@
+//! One packet and the tables of the moment: to which endpoint, or why to none.
+//!
+//! Pure and shared by all queue threads. A mark is what the kernel is told: `first mark of the service + identifier`
+//! (see [`crate::targets`] for the blocks and [`crate::rules`] for what the kernel does with it).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::counters::Reason;
+use crate::flow::Classifier;
+use crate::hash::{Flow, Seed};
+use crate::maglev::Table;
+use crate::packet::{Content, Packet, parse};
+
+/// The first mark that is ours; also the first table.
+pub const FIRST_MARK: u32 = 5000;
+
+/// Everything that a packet is asked against: built aside, then swapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    seed: Seed,
+    classifier: Classifier,
+    /// By rank of the route.
+    backends: Vec<Option<Arc<Backend>>>,
+    /// Each service once.
+    services: Vec<Arc<Backend>>,
+}
+
+/// A Service as a packet sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its name.
+    pub service: Arc<str>,
+    /// The mark of its identifier 0.
+    pub first_mark: u32,
+    /// How many marks are its own.
+    pub marks: u32,
+    /// The endpoints with an IPv4 address.
+    pub ipv4: Arc<Table>,
+    /// The endpoints with an IPv6 address.
+    pub ipv6: Arc<Table>,
+}
+
+impl Backend {
+    /// The table of the family of `address`.
+    pub const fn table(&self, address: IpAddr) -> &Arc<Table> {
+        match address {
+            IpAddr::V4(_) => &self.ipv4,
+            IpAddr::V6(_) => &self.ipv6,
+        }
+    }
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The rank of its route: see [`Classifier::names`].
+    pub rank: u32,
+    /// The slot of its table.
+    pub slot: u32,
+    /// The endpoint's identifier.
+    pub identifier: u16,
+    /// The mark that the kernel is told.
+    pub mark: u32,
+}
+
+impl Tables {
+    /// Puts routes and services together; a route whose service is not among them has no endpoint.
+    pub fn new(seed: Seed, classifier: Classifier, backends: Vec<Option<Arc<Backend>>>) -> Self {
+        let mut services: Vec<Arc<Backend>> = backends.iter().flatten().map(Arc::clone).collect();
+        services.sort_by_key(|backend| backend.first_mark);
+        services.dedup_by_key(|backend| backend.first_mark);
+        Self { seed, classifier, backends, services }
+    }
+
+    /// The routes.
+    pub const fn classifier(&self) -> &Classifier {
+        &self.classifier
+    }
+
+    /// The services that routes lead to, by their marks.
+    pub fn services(&self) -> &[Arc<Backend>] {
+        &self.services
+    }
+
+    /// Service and identifier of a mark, counted from [`FIRST_MARK`].
+    pub fn endpoint(&self, number: u32) -> Option<(&Arc<str>, u16)> {
+        let mark = number + FIRST_MARK;
+        let after = self.services.partition_point(|backend| backend.first_mark <= mark);
+        let backend = self.services.get(after.checked_sub(1)?)?;
+        let identifier = mark - backend.first_mark;
+        (identifier < backend.marks).then_some((&backend.service, u16::try_from(identifier).ok()?))
+    }
+
+    /// Where a flow goes. `transport`: see [`Classifier::matches`].
+    ///
+    /// # Errors
+    /// [`Reason::NoRoute`] and [`Reason::NoEndpoint`]. The best route alone decides: what it has no endpoint for does not
+    /// fall to a worse one. Only an echo asks on: it is meant for the VIP, not for a service.
+    pub fn choose(&self, flow: &Flow, transport: Option<&[u8]>) -> Result<Choice, Reason> {
+        let mut result = Err(Reason::NoRoute);
+        for rank in self.classifier.matches(flow, transport) {
+            result = self.of_route(rank, flow);
+            if result.is_ok() || !is_echo(flow) {
+                break;
+            }
+        }
+        result
+    }
+
+    fn of_route(&self, rank: u32, flow: &Flow) -> Result<Choice, Reason> {
+        let backend = usize::try_from(rank).ok().and_then(|rank| self.backends.get(rank)).and_then(Option::as_ref);
+        let backend = backend.ok_or(Reason::NoEndpoint)?;
+        let (table, hash) = (backend.table(flow.destination), flow.hash(self.seed));
+        let identifier = table.lookup(hash).ok_or(Reason::NoEndpoint)?;
+        Ok(Choice { rank, slot: table.slot(hash), identifier, mark: backend.first_mark + u32::from(identifier) })
+    }
+
+    /// Where a packet goes, with its length in octets (0: unknown).
+    ///
+    /// # Errors
+    /// The reason why it is dropped.
+    pub fn decide(&self, octets: &[u8]) -> Result<(Choice, u32), Reason> {
+        let packet = parse(octets)?;
+        let choice = match packet.content {
+            Content::Error(inner) => self.choose(&flow_of_error(&packet, inner)?, None),
+            _ => {
+                let flow = flow_of(&packet).ok_or(Reason::FragmentLost)?;
+                self.choose(&flow, Some(packet.transport))
+            }
+        }?;
+        Ok((choice, packet.length))
+    }
+}
+
+/// Whether it is an ICMP echo.
+fn is_echo(flow: &Flow) -> bool {
+    use crate::packet::protocol::{ICMP, ICMPV6};
+    matches!(flow.protocol, ICMP | ICMPV6)
+}
+
+/// The flow of a packet that says so itself.
+fn flow_of(packet: &Packet<'_>) -> Option<Flow> {
+    let (source_port, destination_port) = match packet.content {
+        Content::Ports { source, destination } => (source, destination),
+        Content::Echo { id } => (id, 0),
+        Content::Error(_) | Content::LaterFragment => return None,
+    };
+    let Packet { source, destination, protocol, .. } = *packet;
+    Some(Flow { source, destination, protocol, source_port, destination_port })
+}
+
+/// The flow of the packet that an ICMP error is about: the endpoint sent it, so that source and destination change places.
+fn flow_of_error(packet: &Packet<'_>, inner: &[u8]) -> Result<Flow, Reason> {
+    let inner = parse(inner).map_err(|_| Reason::ForeignError)?;
+    let flow = flow_of(&inner).filter(|flow| flow.source == packet.destination).ok_or(Reason::ForeignError)?;
+    let turned = Flow { source: flow.destination, destination: flow.source, ..flow };
+    Ok(match inner.content {
+        // The identifier of an echo is the same both ways.
+        Content::Echo { .. } => turned,
+        _ => Flow { source_port: flow.destination_port, destination_port: flow.source_port, ..turned },
+    })
+}
+
+#[cfg(test)]
+mod tests;

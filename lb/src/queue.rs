@@ -1,0 +1,272 @@
+//! The queue engine: packets wait in the kernel's nfqueue until a thread has chosen their mark.
+//!
+//! One thread a queue. The tables are swapped under a counter, the *turn*: whoever changes them, or wants to know that
+//! the threads live, raises it and pokes them; a thread takes the tables of the turn before the next packet, and answers
+//! by writing the turn down. So a thread that hangs, or a process that is stopped, answers no more, and the readiness
+//! that goes to the router ends with it.
+//!
+//! The product's loop is [`own`]: many packets a system call. [`baseline`] is the same with the crate `nfq`, to compare.
+
+pub mod baseline;
+pub mod message;
+pub mod own;
+mod sys;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::counters::{Counters, Tally};
+use crate::engine::Tables;
+
+/// Which loop serves the queues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loop {
+    /// Batches of packets a system call.
+    #[default]
+    Own,
+    /// The crate `nfq`.
+    Nfq,
+}
+
+impl std::str::FromStr for Loop {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "own" => Ok(Self::Own),
+            "nfq" => Ok(Self::Nfq),
+            _ => Err(format!("queue loop {text:?}: must be own or nfq")),
+        }
+    }
+}
+
+/// How the queues are served.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which loop.
+    pub queue_loop: Loop,
+    /// The numbers of the queues.
+    pub queues: RangeInclusive<u16>,
+    /// Octets of each packet that are copied: enough for IP headers, the first of the transport's, and byte matches.
+    pub copy_range: u16,
+    /// Packets that may wait in each queue.
+    pub length: u32,
+    /// Octets of the socket's receive buffer.
+    pub receive_buffer: i32,
+    /// Run the threads before all ordinary ones (`SCHED_FIFO`), if that is permitted.
+    pub real_time: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            queue_loop: Loop::Own,
+            queues: 0..=0,
+            copy_range: 128,
+            length: 4096,
+            receive_buffer: 4 << 20,
+            real_time: true,
+        }
+    }
+}
+
+/// What the threads and their owner share.
+#[derive(Debug)]
+struct Shared {
+    /// Raised after each change of what follows.
+    turn: AtomicU64,
+    tables: Mutex<Arc<Tables>>,
+    stopped: AtomicBool,
+    counters: Mutex<Counters>,
+}
+
+/// One thread as its owner sees it.
+#[derive(Debug)]
+struct Thread {
+    queue: u16,
+    /// The last turn that it has answered.
+    answered: Arc<AtomicU64>,
+    wake: File,
+    handle: JoinHandle<io::Result<()>>,
+}
+
+/// The running queues.
+#[derive(Debug)]
+pub struct Queues {
+    shared: Arc<Shared>,
+    threads: Vec<Thread>,
+}
+
+impl Queues {
+    /// Binds all queues and starts their threads, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When a queue cannot be had: another process owns it (`EPERM` or `EBUSY`), or the right is missing.
+    pub fn start(settings: &Settings, tables: Arc<Tables>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            turn: AtomicU64::new(1),
+            tables: Mutex::new(tables),
+            stopped: AtomicBool::new(false),
+            counters: Mutex::default(),
+        });
+        let mut queues = Self { shared, threads: Vec::new() };
+        for queue in settings.queues.clone() {
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("nfqueue {queue}: {error}"));
+            let thread = queues.spawn(queue, settings).map_err(named)?;
+            queues.threads.push(thread);
+        }
+        Ok(queues)
+    }
+
+    fn spawn(&self, queue: u16, settings: &Settings) -> io::Result<Thread> {
+        let wake = File::from(sys::event()?);
+        let answered = Arc::new(AtomicU64::new(0));
+        let seat = Seat {
+            queue,
+            shared: Arc::clone(&self.shared),
+            tables: Arc::clone(&lock(&self.shared.tables)),
+            turn: 0,
+            answered: Arc::clone(&answered),
+            wake: wake.try_clone()?,
+            tally: Tally::default(),
+        };
+        let real_time = settings.real_time;
+        let prepare = move || {
+            if real_time && let Err(error) = sys::real_time(1) {
+                tracing::info!(queue, %error, "queue thread runs at ordinary priority");
+            }
+        };
+        let builder = std::thread::Builder::new().name(format!("queue-{queue}"));
+        let handle = match settings.queue_loop {
+            Loop::Own => {
+                let socket = own::bind(queue, settings)?;
+                let range = settings.copy_range;
+                builder.spawn(move || {
+                    prepare();
+                    own::run(seat, &socket, range)
+                })?
+            }
+            Loop::Nfq => {
+                let bound = baseline::bind(queue, settings)?;
+                builder.spawn(move || {
+                    prepare();
+                    baseline::run(seat, bound)
+                })?
+            }
+        };
+        Ok(Thread { queue, answered, wake, handle })
+    }
+
+    /// From now on packets are asked against `tables`; the turn that a thread answers when it does so.
+    pub fn swap(&self, tables: Arc<Tables>) -> u64 {
+        *lock(&self.shared.tables) = tables;
+        self.poke()
+    }
+
+    /// Asks every thread for a sign of life; the turn to ask [`Queues::have_answered`] about.
+    pub fn poke(&self) -> u64 {
+        let turn = self.shared.turn.fetch_add(1, Ordering::AcqRel) + 1;
+        for thread in &self.threads {
+            // Full only if nobody reads it: then the thread is behind anyway.
+            let _ = (&thread.wake).write(&1_u64.to_ne_bytes());
+        }
+        turn
+    }
+
+    /// Whether every thread has answered `turn`.
+    pub fn have_answered(&self, turn: u64) -> bool {
+        self.threads.iter().all(|thread| thread.answered.load(Ordering::Acquire) >= turn)
+    }
+
+    /// The queues whose thread has not answered `turn`.
+    pub fn silent(&self, turn: u64) -> Vec<u16> {
+        let is_silent = |thread: &&Thread| thread.answered.load(Ordering::Acquire) < turn;
+        self.threads.iter().filter(is_silent).map(|thread| thread.queue).collect()
+    }
+
+    /// Whether a thread has ended, which none does by itself unless its socket fails.
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(|thread| thread.handle.is_finished())
+    }
+
+    /// What was counted up to the last poke.
+    pub fn counters(&self) -> Counters {
+        lock(&self.shared.counters).clone()
+    }
+
+    /// Ends all threads; packets that still wait are dropped by the kernel.
+    ///
+    /// # Errors
+    /// The first that a thread ended with.
+    pub fn stop(self) -> io::Result<Counters> {
+        self.shared.stopped.store(true, Ordering::Release);
+        self.poke();
+        for thread in self.threads {
+            thread.handle.join().unwrap_or_else(|_| Err(io::Error::other("queue thread panicked")))?;
+        }
+        Ok(lock(&self.shared.counters).clone())
+    }
+}
+
+/// A lock that a panic elsewhere does not take away: what is inside is a whole value at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a thread has: its queue, the tables of the turn, its tally.
+struct Seat {
+    queue: u16,
+    shared: Arc<Shared>,
+    tables: Arc<Tables>,
+    turn: u64,
+    answered: Arc<AtomicU64>,
+    wake: File,
+    tally: Tally,
+}
+
+impl Seat {
+    /// To be called before each batch: takes the tables of a new turn and answers it. False: it is time to end.
+    fn next_turn(&mut self) -> bool {
+        let turn = self.shared.turn.load(Ordering::Acquire);
+        if turn != self.turn {
+            self.turn = turn;
+            self.tally.fold(self.queue, &self.tables, &mut lock(&self.shared.counters));
+            self.tables = Arc::clone(&lock(&self.shared.tables));
+            self.answered.store(turn, Ordering::Release);
+        }
+        !self.shared.stopped.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until there is a packet or a poke.
+    fn wait(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.wait_raw(socket.as_raw_fd())
+    }
+
+    /// The same for a socket that is somebody else's.
+    fn wait_raw(&mut self, socket: RawFd) -> io::Result<()> {
+        sys::wait(socket, self.wake.as_fd())?;
+        let mut pokes = [0; 8];
+        // Would block if it was a packet.
+        let _ = self.wake.read(&mut pokes);
+        Ok(())
+    }
+
+    /// The mark of a packet; `None`: it is dropped. Counts either.
+    fn mark(&mut self, octets: &[u8]) -> Option<u32> {
+        match self.tables.decide(octets) {
+            Ok((choice, length)) => {
+                self.tally.forwarded(choice.rank, choice.mark - crate::engine::FIRST_MARK, length);
+                Some(choice.mark)
+            }
+            Err(reason) => {
+                self.tally.dropped(reason);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The product's queue loop: what there is in one `recvmmsg`, all its verdicts in one `send`.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::message::{Message, OVERHEAD, Requests, messages};
+use super::{Seat, Settings, sys};
+
+/// Packets a system call, at most.
+const BATCH: usize = 64;
+
+/// A socket that listens to `queue`.
+pub(super) fn bind(queue: u16, settings: &Settings) -> io::Result<OwnedFd> {
+    let socket = sys::open_netfilter(settings.receive_buffer)?;
+    let mut requests = Requests::default();
+    requests.configure(queue, settings.copy_range.into(), settings.length);
+    sys::send(socket.as_fd(), requests.as_octets())?;
+    // The kernel answers within the call that asks.
+    let mut batch = sys::Batch::new(Requests::CONFIGURE_ANSWERS, buffer_size(settings.copy_range));
+    let received = batch.receive(socket.as_fd())?;
+    for message in batch.datagrams(received).flat_map(messages) {
+        if let Message::Answer(errno @ 1..) = message {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+    }
+    Ok(socket)
+}
+
+fn buffer_size(copy_range: u16) -> usize {
+    (usize::from(copy_range) + OVERHEAD).next_multiple_of(64)
+}
+
+/// Serves the queue until it is time to end.
+pub(super) fn run(mut seat: Seat, socket: &OwnedFd, copy_range: u16) -> io::Result<()> {
+    let mut batch = sys::Batch::new(BATCH, buffer_size(copy_range));
+    let mut verdicts = Requests::default();
+    while seat.next_turn() {
+        let received = match batch.receive(socket.as_fd()) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                seat.wait(socket.as_fd())?;
+                continue;
+            }
+            Err(error) if is_passing(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        // The tables may have changed while we slept: a packet is never asked against those of an older turn.
+        seat.next_turn();
+        verdicts.clear();
+        let mut packets = 0;
+        for message in batch.datagrams(received).flat_map(messages) {
+            if let Message::Packet { id, payload, .. } = message {
+                packets += 1;
+                verdicts.verdict(seat.queue, id, seat.mark(payload));
+            }
+        }
+        if packets > 0 {
+            seat.tally.batch(packets);
+            match sys::send(socket.as_fd(), verdicts.as_octets()) {
+                Err(error) if !is_passing(&error) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Interrupted, or short of memory for a moment.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN))
+}

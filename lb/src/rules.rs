@@ -1,0 +1,171 @@
+//! From marks to endpoints: what the kernel's routing and nftables hold, as values.
+//!
+//! Each endpoint has a table of the number of its mark, with a default route to its address. Marks find their table by a
+//! tree, because the kernel walks rules one by one: entered at priority 50 by marks of ours alone, 16 ways at each level.
+//!
+//! ```text
+//!     50  fwmark 0x1388/0xfffffff8 goto 50624     what is below 5000 is not ours: the entry is cut at powers of two
+//!     50  fwmark 0x1390/0xfffffff0 goto 50626
+//!     50  fwmark 0x13c0/0xffffffc0 goto 49038     ...
+//!  49038  fwmark 0x13c0/0xfffffff0 goto 50632
+//!  49039  fwmark 0x1300/0xffffff00 blackhole      a mark of ours that leads nowhere ends here, never in the main table
+//!  50632  fwmark 0x13c1 lookup 5057
+//!  50633  fwmark 0x13c0/0xfffffff0 blackhole      (also when the table has lost its route)
+//! ```
+//!
+//! The place of a node depends on its marks alone, so that an endpoint more or less touches nothing of the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use martlet_netlink::nft::Rule as NftRule;
+use martlet_netlink::nft::{Base, Chain, Expression, Hook, MetaKey, Place, Queue, Register, Set, Table};
+use martlet_netlink::{Action, Family, Mark, NextHop, Object, Owner, Route, RouteKind, Rule};
+
+use crate::engine::FIRST_MARK;
+use crate::targets::{END_OF_MARKS, Hop, Targets};
+
+/// The protocol number of all that is the load balancer's.
+pub const PROTOCOL: u8 = 202;
+/// The name of its nftables table.
+pub const NFT_TABLE: &str = "martlet-lb";
+/// Where marks enter the tree: before the router's rules at 100.
+const ENTRY: u32 = 50;
+/// The metric of its routes.
+const METRIC: u32 = 20;
+
+/// What the load balancer may touch.
+pub fn owner() -> Owner {
+    Owner {
+        protocol: PROTOCOL,
+        tables: vec![FIRST_MARK..=END_OF_MARKS - 1],
+        priorities: vec![ENTRY..=ENTRY, LEVELS[2].priority..=LEVELS[0].priority + 2 * (0xffff >> 4) + 1],
+    }
+}
+
+/// A level of the tree: nodes of equal width.
+struct Level {
+    /// Each node has the marks of one value above this many bits.
+    bits: u32,
+    /// The priority of the node of the lowest marks; each has two, the second drops.
+    priority: u32,
+}
+
+/// From the leaves up.
+const LEVELS: [Level; 3] =
+    [Level { bits: 4, priority: 50_000 }, Level { bits: 8, priority: 49_000 }, Level { bits: 12, priority: 48_000 }];
+
+impl Level {
+    const fn node(&self, mark: u32) -> u32 {
+        self.priority + 2 * (mark >> self.bits)
+    }
+
+    const fn marks(&self, mark: u32) -> Mark {
+        marks(mark, self.bits)
+    }
+}
+
+/// All marks that are as `mark` above the lowest `bits`.
+const fn marks(mark: u32, bits: u32) -> Mark {
+    let mask = u32::MAX << bits;
+    Mark { value: mark & mask, mask }
+}
+
+/// Routes and rules that lead marks to endpoints.
+pub fn objects(targets: &Targets) -> BTreeSet<Object> {
+    let routes = targets.hops.iter().map(|hop| Object::Route(route(hop)));
+    let rules = Family::ALL.into_iter().flat_map(|family| {
+        let leaves = targets.hops.iter().filter(|hop| hop.address.is_ipv4() == (family == Family::Ipv4));
+        tree(family, &leaves.map(|hop| hop.mark).collect(), targets.end_of_marks)
+    });
+    routes.chain(rules.map(Object::Rule)).collect()
+}
+
+/// The default route of an endpoint's table.
+fn route(hop: &Hop) -> Route {
+    let prefix = match hop.address {
+        IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+    };
+    let next_hop =
+        NextHop { gateway: Some(hop.address), interface: Some(hop.interface), weight: 1, onlink: hop.onlink };
+    Route { table: hop.mark, prefix, metric: METRIC, kind: RouteKind::Unicast(vec![next_hop]) }
+}
+
+/// The tree of one family: a leaf for each of `leaves`, and a drop for every other mark from 5000 to `end`.
+fn tree(family: Family, leaves: &BTreeSet<u32>, end: u32) -> BTreeSet<Rule> {
+    let rule = |priority, mark, action| Rule {
+        family,
+        priority,
+        from: None,
+        to: None,
+        mark: Some(mark),
+        invert: false,
+        action,
+    };
+    let mut rules = BTreeSet::new();
+    // By level: the nodes that exist, each by the lowest mark that it holds.
+    let mut nodes: [BTreeMap<u32, u32>; 3] = Default::default();
+    for leaf in leaves {
+        let mut way_in = (marks(*leaf, 0), Action::Table(*leaf));
+        for (level, nodes) in LEVELS.iter().zip(&mut nodes) {
+            let node = level.node(*leaf);
+            rules.insert(rule(node, way_in.0, way_in.1));
+            rules.insert(rule(node + 1, level.marks(*leaf), Action::Blackhole));
+            nodes.insert(node, *leaf);
+            way_in = (level.marks(*leaf), Action::Goto(node));
+        }
+    }
+    for (first, bits) in entries(FIRST_MARK, end) {
+        // The smallest node that holds the whole entry.
+        let level = LEVELS.iter().zip(&nodes).find(|(level, _)| level.bits >= bits);
+        let action = match level {
+            Some((level, nodes)) if nodes.contains_key(&level.node(first)) => Action::Goto(level.node(first)),
+            _ => Action::Blackhole,
+        };
+        rules.insert(rule(ENTRY, marks(first, bits), action));
+    }
+    rules
+}
+
+/// `first..end`, rounded up to 256, as aligned powers of two of at most 4096: the first mark and the bits of each.
+fn entries(first: u32, end: u32) -> Vec<(u32, u32)> {
+    let end = if end > first { end.next_multiple_of(256).min(END_OF_MARKS) } else { first };
+    let mut entries = Vec::new();
+    let mut mark = first;
+    while mark < end {
+        let fits = (end - mark).ilog2();
+        let bits = mark.trailing_zeros().min(fits).min(12);
+        entries.push((mark, bits));
+        mark += 1 << bits;
+    }
+    entries
+}
+
+/// The table that sends packets to VIPs to the queues.
+pub fn nftables(vips: &BTreeSet<IpNet>, queue: Queue) -> Table {
+    let mut table = Table { name: NFT_TABLE.into(), ..Table::default() };
+    let mut rules = Vec::new();
+    for (family, name, number, offset, length) in
+        [(Family::Ipv4, "vips-4", 2, 16, 4), (Family::Ipv6, "vips-6", 10, 24, 16)]
+    {
+        let elements = vips.iter().filter(|vip| Family::of(vip) == family).copied().collect();
+        table.sets.insert(name.into(), Set::Prefixes { family, elements });
+        let register = Register(0);
+        rules.push(NftRule(vec![
+            Expression::Meta { key: MetaKey::Family, to: register },
+            Expression::Compare { register, equal: true, value: vec![number] },
+            Expression::Payload { base: Base::Network, offset, length, to: register },
+            Expression::Lookup { register, set: name.into(), found: true },
+            Expression::Counter,
+            Expression::Queue(queue),
+        ]));
+    }
+    let hook = Some(Hook { place: Place::Prerouting, priority: 0 });
+    table.chains.insert("prerouting".into(), Chain { hook, rules });
+    table
+}
+
+#[cfg(test)]
+mod tests;

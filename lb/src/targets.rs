@@ -1,0 +1,217 @@
+//! From a view of the objects and the links of the machine to what packets and kernel are told: tables, marks, next hops.
+//!
+//! Identifiers are per Service, marks are per pod: each Service owns a block of marks, `first mark + identifier`, as long
+//! as it may have endpoints. The first Service by name of a new process begins at 5000, so that with one Service the mark,
+//! the table and `5000 + identifier` are the same number. A mark says nothing to another pod: only the choice of the
+//! endpoint is a contract between replicas. A block stays where it is while its Service exists, and is given to another
+//! one step after that at the earliest, so that no packet in flight can reach a stranger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use martlet_api::view::{Endpoint, Service, View};
+use martlet_netlink::Link;
+
+use crate::engine::{Backend, FIRST_MARK, Tables};
+use crate::flow::Classifier;
+use crate::hash::Seed;
+use crate::maglev::{Size, Table};
+
+/// Marks and tables end here (the agent's tables begin).
+pub const END_OF_MARKS: u32 = 50_000;
+
+/// Consecutive marks of one Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Block {
+    /// The mark of identifier 0.
+    pub first: u32,
+    /// How many.
+    pub size: u32,
+}
+
+impl Block {
+    /// The mark after the last.
+    pub const fn end(self) -> u32 {
+        self.first + self.size
+    }
+}
+
+/// Which Service has which marks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    blocks: BTreeMap<Arc<str>, Block>,
+    /// Given back at the last step: not to be used in this one.
+    resting: Vec<Block>,
+}
+
+impl Marks {
+    /// Gives each Service its block; one that finds no room has none.
+    pub fn assign(&mut self, services: &BTreeMap<Arc<str>, Service>) {
+        let rested = std::mem::take(&mut self.resting);
+        let fits = |name: &Arc<str>, block: &Block| services.get(name).is_some_and(|s| s.max_endpoints <= block.size);
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.blocks).into_iter().partition(|(name, block)| fits(name, block));
+        self.blocks = kept;
+        self.resting = gone.into_values().collect();
+        for (name, service) in services {
+            if self.blocks.contains_key(name) {
+                continue;
+            }
+            let mut taken: Vec<Block> = self.blocks.values().chain(&self.resting).chain(&rested).copied().collect();
+            taken.sort();
+            if let Some(block) = first_gap(&taken, service.max_endpoints.max(1)) {
+                self.blocks.insert(Arc::clone(name), block);
+            }
+        }
+    }
+
+    /// The block of a Service.
+    pub fn of(&self, service: &str) -> Option<Block> {
+        self.blocks.get(service).copied()
+    }
+
+    /// The mark after the last that is in use.
+    pub fn end(&self) -> u32 {
+        self.blocks.values().map(|block| block.end()).max().unwrap_or(FIRST_MARK)
+    }
+}
+
+/// The first place for `size` marks between blocks that are sorted.
+fn first_gap(taken: &[Block], size: u32) -> Option<Block> {
+    let mut first = FIRST_MARK;
+    for block in taken {
+        if block.first >= first.checked_add(size)? {
+            break;
+        }
+        first = first.max(block.end());
+    }
+    (first.checked_add(size)? <= END_OF_MARKS).then_some(Block { first, size })
+}
+
+/// An endpoint's address and the way to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hop {
+    /// Mark and table.
+    pub mark: u32,
+    /// The endpoint.
+    pub address: IpAddr,
+    /// The index of the interface.
+    pub interface: u32,
+    /// No address of the interface says that the endpoint is on its link.
+    pub onlink: bool,
+}
+
+/// What is made of a view.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// What packets are asked against.
+    pub tables: Arc<Tables>,
+    /// A way to each endpoint, by mark and family.
+    pub hops: BTreeSet<Hop>,
+    /// The mark after the last block.
+    pub end_of_marks: u32,
+    /// The VIPs of all routes.
+    pub vips: BTreeSet<IpNet>,
+    /// What cannot be served, for a human.
+    pub complaints: BTreeSet<String>,
+}
+
+/// How to look at a view.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The interface to the endpoints; `None`: whichever has an address of their network.
+    pub internal_interface: Option<Arc<str>>,
+    /// The size of all Maglev tables; `None`: by the most endpoints that a Service may have.
+    pub size: Option<Size>,
+}
+
+/// What packets and kernel are to be told of `view`. Maglev tables that are as in `before` are taken from there.
+pub fn targets<'a>(
+    view: &View,
+    links: impl Iterator<Item = &'a Link> + Clone,
+    marks: &mut Marks,
+    settings: &Settings,
+    before: &Tables,
+) -> Targets {
+    marks.assign(&view.services);
+    let seed = Seed::of_gateway(&view.gateway.namespace, &view.gateway.name);
+    let mut made = Targets { end_of_marks: marks.end(), vips: view.vips.clone(), ..Targets::default() };
+    let mut backends: BTreeMap<&str, Arc<Backend>> = BTreeMap::new();
+    for (name, service) in &view.services {
+        let Some(block) = marks.of(name) else {
+            made.complaints.insert(format!(
+                "Service {name}: {} endpoints do not fit into what is left of marks {FIRST_MARK} to {END_OF_MARKS}",
+                service.max_endpoints
+            ));
+            continue;
+        };
+        let mut members: [BTreeSet<u16>; 2] = Default::default();
+        for (identifier, endpoint) in &service.endpoints {
+            let Some(short) = u16::try_from(*identifier).ok().filter(|_| *identifier < service.max_endpoints) else {
+                made.complaints.insert(format!("Service {name}: identifier {identifier} is too large"));
+                continue;
+            };
+            for address in addresses(endpoint) {
+                match way(address, block.first + identifier, links.clone(), settings) {
+                    // A route is kept as long as the endpoint answers; new flows go to ready ones only.
+                    Some(hop) if endpoint.ready || endpoint.serving => {
+                        made.hops.insert(hop);
+                        let [ipv4, ipv6] = &mut members;
+                        let of_family = if address.is_ipv4() { ipv4 } else { ipv6 };
+                        endpoint.ready.then(|| of_family.insert(short));
+                    }
+                    Some(_) => {}
+                    None => {
+                        made.complaints.insert(format!("Service {name}: no interface leads to endpoint {address}"));
+                    }
+                }
+            }
+        }
+        let size = settings.size.unwrap_or_else(|| Size::for_endpoints(service.max_endpoints));
+        let [ipv4, ipv6] = members;
+        let ipv4 = table(before, size, seed, ipv4, None);
+        let ipv6 = table(before, size, seed, ipv6, Some(&ipv4));
+        let backend = Backend { service: Arc::clone(name), first_mark: block.first, marks: block.size, ipv4, ipv6 };
+        backends.insert(name, Arc::new(backend));
+    }
+    let classifier = Classifier::new(&view.routes);
+    let of_route = |name| view.routes.get(name).and_then(|route| backends.get(&*route.backend)).map(Arc::clone);
+    let by_rank = classifier.names().iter().map(of_route).collect();
+    made.tables = Arc::new(Tables::new(seed, classifier, by_rank));
+    made
+}
+
+/// The addresses of an endpoint.
+fn addresses(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
+    endpoint.ipv4.map(IpAddr::from).into_iter().chain(endpoint.ipv6.map(IpAddr::from))
+}
+
+/// The table of these endpoints: `twin` if it is the same, one of `before` if it is the same, else a new one.
+fn table(before: &Tables, size: Size, seed: Seed, members: BTreeSet<u16>, twin: Option<&Arc<Table>>) -> Arc<Table> {
+    let known = before.services().iter().flat_map(|backend| [&backend.ipv4, &backend.ipv6]);
+    let is_same = |table: &&Arc<Table>| table.is_of(size, seed, &members);
+    match twin.into_iter().chain(known).find(is_same) {
+        Some(table) => Arc::clone(table),
+        None => Arc::new(Table::new(size, seed, members)),
+    }
+}
+
+/// The way to an endpoint: the named interface, else the one with the longest network around the address.
+fn way<'a>(address: IpAddr, mark: u32, links: impl Iterator<Item = &'a Link>, settings: &Settings) -> Option<Hop> {
+    let named = settings.internal_interface.as_deref();
+    links
+        .filter(|link| named.is_none_or(|name| *link.name == *name))
+        .filter_map(|link| {
+            let around =
+                link.addresses.iter().filter(|net| net.contains(&address) && net.prefix_len() < net.max_prefix_len());
+            let longest = around.map(IpNet::prefix_len).max();
+            (longest.is_some() || named.is_some()).then_some((longest, link.index))
+        })
+        .max_by_key(|(longest, index)| (*longest, std::cmp::Reverse(*index)))
+        .map(|(longest, interface)| Hop { mark, address, interface, onlink: longest.is_none() })
+}
+
+#[cfg(test)]
+mod tests;
