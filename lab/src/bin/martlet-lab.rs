@@ -1,0 +1,47 @@
+//! `martlet-lab`: the demo and the labs, from the command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use martlet_lab::{app, demo, sweep};
+
+/// Labs in network namespaces: the demo, applications, what was left behind.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The main job on real input, in ten steps observed from outside.
+    Demo(demo::Options),
+    /// The application behind a VIP (started by labs).
+    App(app::Options),
+    /// Removes labs that were left up or left behind.
+    Clean,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Demo(options) => demo::run(&options),
+        Command::App(options) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(anyhow::Error::from)
+            .and_then(|runtime| runtime.block_on(app::serve(options))),
+        Command::Clean => sweep::sweep(sweep::Depth::Everything).map(|labs| {
+            for lab in labs {
+                println!("removed {lab}");
+            }
+        }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("martlet-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The four system calls of the lab that std does not offer: enter a network namespace, die with the parent, send a signal,
+//! ask who we are.
+#![expect(unsafe_code, reason = "setns, prctl, kill and geteuid have no safe form in std")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// What is sent to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: end in good order.
+    Term,
+    /// SIGKILL: be gone.
+    Kill,
+    /// SIGSTOP: stand still.
+    Stop,
+    /// SIGCONT: go on.
+    Cont,
+    /// SIGINT: Ctrl-C.
+    Int,
+}
+
+impl Signal {
+    const fn number(self) -> libc::c_int {
+        match self {
+            Self::Term => libc::SIGTERM,
+            Self::Kill => libc::SIGKILL,
+            Self::Stop => libc::SIGSTOP,
+            Self::Cont => libc::SIGCONT,
+            Self::Int => libc::SIGINT,
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Moves the calling thread into a network namespace.
+///
+/// # Errors
+/// What setns says.
+pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns reads the descriptor, which is open for as long as the call takes.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })
+}
+
+/// Gives the calling thread a network namespace of its own, nameless and empty.
+///
+/// # Errors
+/// What unshare says.
+pub fn leave() -> io::Result<()> {
+    // SAFETY: unshare takes a number and changes the calling thread only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) })
+}
+
+/// Lets `command` start in a network namespace, and, if asked, be killed when the thread that started it ends.
+pub fn confine(command: &mut Command, namespace: Option<OwnedFd>, dies_with_parent: bool) {
+    let hook = move || {
+        if let Some(namespace) = &namespace {
+            // SAFETY: setns reads the descriptor, which the closure owns.
+            check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })?;
+        }
+        if dies_with_parent {
+            // SAFETY: PR_SET_PDEATHSIG takes one number.
+            check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the hook makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Sends a signal to a process.
+///
+/// # Errors
+/// What kill says, and a process id beyond `i32`.
+pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: kill takes two numbers.
+    check(unsafe { libc::kill(pid, signal.number()) })
+}
+
+/// Whether we are root.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
