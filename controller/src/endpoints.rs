@@ -10,22 +10,17 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::ResourceExt as _;
+use martlet_api::crd::{GATEWAY_LABEL, MANAGED_BY_LABEL, MAX_ENDPOINTS_ANNOTATION, SERVICE_LABEL};
 
 use crate::networks::{Addresses, Networks, STATUS};
 
-/// Names the Gateway of a Service, and of a slice.
-pub const PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// A selector label that selects nothing: it keeps the EndpointSlice controller of Kubernetes away.
 pub const DUMMY_SELECTOR: &str = "meridio-experiment/dummy-service-selector";
-/// How many endpoints a Service may have at once.
-pub const MAX_ENDPOINTS: &str = "meridio-experiment/service-max-endpoints";
 /// How many if it does not say.
 pub const DEFAULT_MAX_ENDPOINTS: u32 = 100;
-/// Names the Service of a slice.
-pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// Names who makes a slice.
-pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-/// That is us.
+/// The most that it may say: marks and tables of the load balancer end there.
+pub const MOST_ENDPOINTS: u32 = 45_000;
+/// Who makes these slices: the value of their label [`MANAGED_BY_LABEL`].
 pub const MANAGER: &str = "stateless-load-balancer.meridio-experiment";
 /// Endpoints in one slice, unless told otherwise.
 pub const PER_SLICE: usize = 100;
@@ -57,7 +52,7 @@ pub struct Endpoints {
     pub over_capacity: BTreeSet<String>,
     /// Pods whose network status cannot be read, and why.
     pub malformed: BTreeMap<String, String>,
-    /// The annotation that bounds the endpoints, if it is no number from 1 to 65535: its value.
+    /// The annotation that bounds the endpoints, if it is no number from 1 to [`MOST_ENDPOINTS`]: its value.
     pub bad_limit: Option<String>,
 }
 
@@ -69,15 +64,15 @@ struct Candidate<'a> {
     identifier: u32,
 }
 
-/// The slices of `service`, whose Gateway is `gateway`. `networks` is `Err` where the annotations of the Gateway cannot be used:
+/// The slices of `service`, whose Gateway is `gateway`. `networks` is `None` where the annotations of the Gateway cannot be used:
 /// then Pods keep the addresses that they have, and no Pod is added. `existing` are the slices of the Service that are ours.
 ///
 /// A Service without a selector has slices that someone else writes: it needs none of ours.
-pub fn endpoint_slices<'a, E>(
+pub fn endpoint_slices<'a>(
     service: &Service,
     gateway: &str,
     pods: impl IntoIterator<Item = &'a Pod>,
-    networks: Result<&Networks, E>,
+    networks: Option<&Networks>,
     existing: &[&EndpointSlice],
     per_slice: usize,
 ) -> Endpoints {
@@ -92,10 +87,10 @@ pub fn endpoint_slices<'a, E>(
         if !selects(&selector, pod) || finished(pod) {
             continue;
         }
-        let addresses = match (&networks, pod.annotations().get(STATUS)) {
-            (Err(_), _) => old.addresses.get(uid).copied().unwrap_or_default(),
-            (Ok(_), None) => Addresses::default(),
-            (Ok(networks), Some(status)) => networks.addresses(status).unwrap_or_else(|error| {
+        let addresses = match (networks, pod.annotations().get(STATUS)) {
+            (None, _) => old.addresses.get(uid).copied().unwrap_or_default(),
+            (Some(_), None) => Addresses::default(),
+            (Some(networks), Some(status)) => networks.addresses(status).unwrap_or_else(|error| {
                 endpoints.malformed.insert(pod.name_any(), error);
                 Addresses::default()
             }),
@@ -139,10 +134,10 @@ fn finished(pod: &Pod) -> bool {
 
 /// How many endpoints a Service may have; and the value of the annotation, if it is none.
 fn limit(service: &Service) -> (u32, Option<String>) {
-    match service.annotations().get(MAX_ENDPOINTS) {
+    match service.annotations().get(MAX_ENDPOINTS_ANNOTATION) {
         None => (DEFAULT_MAX_ENDPOINTS, None),
-        Some(text) => match text.parse::<u16>() {
-            Ok(limit) if limit > 0 => (u32::from(limit), None),
+        Some(text) => match text.parse() {
+            Ok(limit) if (1..=MOST_ENDPOINTS).contains(&limit) => (limit, None),
             _ => (DEFAULT_MAX_ENDPOINTS, Some(text.clone())),
         },
     }
@@ -199,13 +194,13 @@ fn identify<'a>(
     // Who was there first comes first; the name only decides between equals.
     candidates.sort_by_key(|candidate| (candidate.pod.creation_timestamp(), candidate.pod.name_any()));
     let mut taken = BTreeSet::new();
-    let mut identified = Vec::new();
+    let mut placed = Vec::new();
     let mut new = Vec::new();
     for mut candidate in candidates {
         match old.identifiers.get(candidate.uid) {
             Some(identifier) if *identifier < limit && taken.insert(*identifier) => {
                 candidate.identifier = *identifier;
-                identified.push(candidate);
+                placed.push(candidate);
             }
             _ => new.push(candidate),
         }
@@ -218,13 +213,13 @@ fn identify<'a>(
         }
         if let Some(identifier) = free.next() {
             candidate.identifier = identifier;
-            identified.push(candidate);
+            placed.push(candidate);
         } else {
             over_capacity.insert(candidate.pod.name_any());
         }
     }
-    identified.sort_by_key(|candidate| candidate.identifier);
-    identified
+    placed.sort_by_key(|candidate| candidate.identifier);
+    placed
 }
 
 /// Puts the endpoints of one family into slices: each where it was, a new one into the first that has room.
@@ -287,7 +282,9 @@ fn unused_name(service: &Service, family: Family, used: &BTreeMap<String, Vec<En
 fn metadata(service: &Service, gateway: &str, name: String, existing: Option<&ObjectMeta>) -> ObjectMeta {
     // Labels that others put on it stay, so that what did not change compares equal.
     let mut labels = existing.and_then(|metadata| metadata.labels.clone()).unwrap_or_default();
-    for (key, value) in [(SERVICE_NAME, service.name_any().as_str()), (MANAGED_BY, MANAGER), (PROXY, gateway)] {
+    for (key, value) in
+        [(SERVICE_LABEL, service.name_any().as_str()), (MANAGED_BY_LABEL, MANAGER), (GATEWAY_LABEL, gateway)]
+    {
         labels.insert(key.to_owned(), value.to_owned());
     }
     let owner = OwnerReference {

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 /// The networks towards the endpoints: a JSON list of name (and namespace) and interface.
-pub const NETWORKS: &str = "meridio-experiment/networks";
+pub use martlet_api::crd::NETWORKS_ANNOTATION as NETWORKS;
 /// The subnets of the endpoints: a JSON list of CIDRs.
-pub const SUBNETS: &str = "meridio-experiment/network-subnets";
+pub use martlet_api::crd::SUBNETS_ANNOTATION as SUBNETS;
 /// What Multus writes on a Pod.
 pub const STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
 
