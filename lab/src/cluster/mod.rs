@@ -1,0 +1,288 @@
+//! A real Kubernetes control plane in a lab: etcd, kube-apiserver and kube-controller-manager, without nodes.
+//!
+//! They run in one network namespace of the lab, on its loopback; [`Cluster::inside`] runs a closure on a thread that can reach
+//! them. The [`crate::Lab`] ends them. The programs come from `KUBEBUILDER_ASSETS` or are built by
+//! `deploy/lab/kubernetes/build.sh`. What applies objects is in [`objects`]; what plays the kubelet is in [`agent`].
+
+pub mod agent;
+pub mod objects;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Namespace as KubeNamespace;
+use kube::{Api, Client, Config};
+
+use crate::namespace::Namespace;
+use crate::process::Process;
+use crate::{Lab, Signal};
+
+/// The user that may do everything.
+pub const ADMIN: &str = "admin";
+/// How long a cold API server may take on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// Ports in the namespace of the cluster; nothing else lives there.
+const ETCD_PORT: u16 = 2379;
+const ETCD_PEER_PORT: u16 = 2380;
+const API_PORT: u16 = 6443;
+const MANAGER_PORT: u16 = 10257;
+
+/// What runs of `kube-controller-manager`: what turns a Deployment into Pods, and what cleans up.
+const CONTROLLERS: &str = "deployment-controller,replicaset-controller,garbage-collector-controller,namespace-controller,\
+                           disruption-controller,endpointslice-controller";
+
+/// A control plane. See the module.
+pub struct Cluster<'lab> {
+    lab: &'lab Lab,
+    namespace: Namespace,
+    programs: Programs,
+    dir: PathBuf,
+    etcd: Process,
+    server: Process,
+    manager: Option<Process>,
+}
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+struct Programs {
+    assets: Option<PathBuf>,
+    built: PathBuf,
+}
+
+impl Programs {
+    /// Builds what is missing; minutes, the first time.
+    fn find() -> Result<Self> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/lab/kubernetes/build.sh");
+        let output = Command::new(&script)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("start {}", script.display()))?;
+        if !output.status.success() {
+            bail!("{} failed: there is no Kubernetes to test with", script.display());
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let built = text.lines().last().context("build.sh named no folder")?.into();
+        Ok(Self { assets: std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from), built })
+    }
+
+    fn path(&self, program: &str) -> PathBuf {
+        let asset = self.assets.as_ref().map(|assets| assets.join(program)).filter(|path| path.exists());
+        asset.unwrap_or_else(|| self.built.join(program))
+    }
+}
+
+impl<'lab> Cluster<'lab> {
+    /// Starts etcd and the API server, and waits until it answers. With the CRDs of the Gateway API, of ours, and of the
+    /// `NetworkAttachmentDefinition`.
+    ///
+    /// # Errors
+    /// A program cannot be built or started, or the API server does not become ready.
+    pub fn start(lab: &'lab Lab) -> Result<Self> {
+        let programs = Programs::find()?;
+        let namespace = lab.namespace("kube")?;
+        let dir = lab.dir().join("kube");
+        fs::create_dir(&dir)?;
+        // Static tokens: the admin, and one user for each name that a test asks a client for.
+        let mut tokens = format!("{ADMIN},{ADMIN},{ADMIN},\"system:masters\"\n");
+        for user in USERS {
+            tokens.push_str(&format!("{user},{user},{user},\"\"\n"));
+        }
+        fs::write(dir.join("tokens.csv"), tokens)?;
+        run(Command::new("openssl").args(["genrsa", "-out"]).arg(dir.join("accounts.key")).arg("2048"))?;
+        let etcd = start_etcd(lab, &namespace, &programs, &dir)?;
+        let server = start_server(lab, &namespace, &programs, &dir)?;
+        let cluster = Self { lab, namespace, programs, dir, etcd, server, manager: None };
+        fs::write(cluster.kubeconfig(), cluster.kubeconfig_of(ADMIN))?;
+        cluster.inside(|cluster| async move { cluster.ready().await?.install().await })?;
+        Ok(cluster)
+    }
+
+    /// Starts `kube-controller-manager`: Deployments become Pods, owned objects vanish with their owner.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_manager(&mut self) -> Result<()> {
+        let mut command = Command::new(self.programs.path("kube-controller-manager"));
+        command
+            .arg(format!("--kubeconfig={}", self.kubeconfig().display()))
+            .arg(format!("--controllers={CONTROLLERS}"))
+            .args(["--leader-elect=false", "--bind-address=127.0.0.1", "--authentication-skip-lookup"])
+            .args(["--use-service-account-credentials=false", "--concurrent-deployment-syncs=5"])
+            .args(["--kube-api-qps=200", "--kube-api-burst=400"])
+            .arg(format!("--secure-port={MANAGER_PORT}"))
+            .arg(format!("--cert-dir={}", self.dir.join("manager").display()));
+        self.manager = Some(self.lab.spawn("kube-controller-manager", Some(&self.namespace), command)?);
+        Ok(())
+    }
+
+    /// Runs `work` to its end on a runtime whose threads are in the namespace of the cluster.
+    ///
+    /// # Errors
+    /// What `work` returns, or the namespace cannot be entered.
+    pub fn inside<'a, T, F>(&'a self, work: impl FnOnce(&'a Self) -> F + Send) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>>,
+    {
+        self.namespace.inside(|| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(work(self))
+        })?
+    }
+
+    /// The network namespace in which it listens on 127.0.0.1.
+    pub const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The lab it lives in.
+    pub const fn lab(&self) -> &'lab Lab {
+        self.lab
+    }
+
+    /// A file that lets the admin in.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("admin.kubeconfig")
+    }
+
+    /// The text of a kubeconfig for one of [`USERS`], or [`ADMIN`].
+    pub fn kubeconfig_of(&self, user: &str) -> String {
+        let certificate = self.certificate();
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
+             clusters:\n- name: lab\n  cluster: {{server: \"https://127.0.0.1:{API_PORT}\", certificate-authority: {}}}\n\
+             users:\n- name: lab\n  user: {{token: {user}}}\n\
+             contexts:\n- name: lab\n  context: {{cluster: lab, user: lab}}\n",
+            certificate.display()
+        )
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.dir.join("server/apiserver.crt")
+    }
+
+    /// A client of the admin; to be made and used inside.
+    ///
+    /// # Errors
+    /// The certificate of the server cannot be read.
+    pub fn client(&self) -> Result<Client> {
+        self.client_of(ADMIN)
+    }
+
+    /// A client of one of [`USERS`]; to be made and used inside.
+    ///
+    /// # Errors
+    /// The certificate of the server cannot be read.
+    pub fn client_of(&self, user: &str) -> Result<Client> {
+        let mut config = Config::new(format!("https://127.0.0.1:{API_PORT}").parse()?);
+        config.root_cert_file = Some(self.certificate());
+        config.auth_info.token = Some(user.to_owned().into());
+        Ok(Client::try_from(config)?)
+    }
+
+    /// Runs `kubectl` as the admin.
+    ///
+    /// # Errors
+    /// It cannot be started, or fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let program = self.programs.path("kubectl");
+        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig().display());
+        self.namespace.output(&program.to_string_lossy(), &[&[kubeconfig.as_str()], arguments].concat())
+    }
+
+    /// Where the CRDs of the Gateway API are.
+    fn gateway_api(&self) -> PathBuf {
+        self.programs.built.join("gateway-api")
+    }
+
+    /// Kills the API server: connections break, nothing listens.
+    ///
+    /// # Errors
+    /// It does not die.
+    pub fn kill_server(&self) -> Result<()> {
+        self.server.signal(Signal::Kill)?;
+        self.server.wait(Duration::from_secs(10)).map(drop)
+    }
+
+    /// Starts the API server again, on what etcd holds; to be followed by [`Self::ready`].
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn restart_server(&mut self) -> Result<()> {
+        self.server = start_server(self.lab, &self.namespace, &self.programs, &self.dir)?;
+        Ok(())
+    }
+
+    /// Waits until the API server answers; to be used inside.
+    ///
+    /// # Errors
+    /// It ended, or does not answer in time.
+    pub async fn ready(&self) -> Result<&Self> {
+        let start = Instant::now();
+        loop {
+            let seen = match self.client() {
+                Ok(client) => match Api::<KubeNamespace>::all(client).get("default").await {
+                    Ok(_) => return Ok(self),
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            for process in [&self.etcd, &self.server] {
+                if let Some(status) = process.ended() {
+                    bail!("{} ended ({status}):\n{}", process.name(), process.tail(20));
+                }
+            }
+            if start.elapsed() > START_LIMIT {
+                bail!("the API server is not ready after {START_LIMIT:?}: {seen}\n{}", self.server.tail(20));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Users without any right of their own: tests bind Roles to them.
+pub const USERS: &[&str] = &["controller", "router", "lb", "agent", "nobody"];
+
+fn start_etcd(lab: &Lab, namespace: &Namespace, programs: &Programs, dir: &Path) -> Result<Process> {
+    let client = format!("http://127.0.0.1:{ETCD_PORT}");
+    let peer = format!("http://127.0.0.1:{ETCD_PEER_PORT}");
+    let mut command = Command::new(programs.path("etcd"));
+    command
+        .arg(format!("--data-dir={}", dir.join("etcd").display()))
+        .args(["--name=lab", "--unsafe-no-fsync", "--log-level=warn"])
+        .arg(format!("--listen-client-urls={client}"))
+        .arg(format!("--advertise-client-urls={client}"))
+        .arg(format!("--listen-peer-urls={peer}"))
+        .arg(format!("--initial-advertise-peer-urls={peer}"))
+        .arg(format!("--initial-cluster=lab={peer}"));
+    lab.spawn("etcd", Some(namespace), command)
+}
+
+fn start_server(lab: &Lab, namespace: &Namespace, programs: &Programs, dir: &Path) -> Result<Process> {
+    let key = dir.join("accounts.key");
+    let mut command = Command::new(programs.path("kube-apiserver"));
+    command
+        .arg(format!("--etcd-servers=http://127.0.0.1:{ETCD_PORT}"))
+        .arg(format!("--secure-port={API_PORT}"))
+        .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--service-cluster-ip-range=10.96.0.0/16"])
+        .arg(format!("--cert-dir={}", dir.join("server").display()))
+        .arg("--service-account-issuer=https://kubernetes.default.svc")
+        .arg(format!("--service-account-signing-key-file={}", key.display()))
+        .arg(format!("--service-account-key-file={}", key.display()))
+        .arg(format!("--token-auth-file={}", dir.join("tokens.csv").display()))
+        .args(["--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount"])
+        .args(["--allow-privileged", "--endpoint-reconciler-type=none", "--profiling=false"]);
+    lab.spawn("kube-apiserver", Some(namespace), command)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
