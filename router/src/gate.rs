@@ -15,7 +15,7 @@ use martlet_bgp::Family;
 use martlet_clock::Instant;
 
 /// Flaps older than this are forgotten.
-pub const FLAP_WINDOW: Duration = Duration::from_secs(60);
+pub const FLAP_WINDOW: Duration = Duration::from_mins(1);
 /// From this many flaps within [`FLAP_WINDOW`] a VIP waits.
 pub const FLAPS: usize = 3;
 /// The longest wait.
@@ -79,7 +79,7 @@ impl Reason {
     }
 
     /// Whether it is the load balancer's word that keeps the VIP back: what counts as a flap.
-    const fn from_lb(&self) -> bool {
+    const fn is_of_lb(&self) -> bool {
         matches!(self, Self::LbSilent(_) | Self::UnknownToLb | Self::NotReady(_))
     }
 }
@@ -138,6 +138,9 @@ pub const fn has(families: Families, family: Family) -> bool {
 }
 
 /// The verdict without damping: a pure function of whole values.
+///
+/// # Errors
+/// Why the VIP may not be announced.
 pub fn verdict(vip: &IpNet, question: &Question<'_>) -> Verdict {
     let family = Family::of(vip);
     if question.stopping {
@@ -201,7 +204,7 @@ impl History {
         }
         match (&verdict, self.until) {
             (Ok(()), Some(until)) => return Err(Reason::Damped(until)),
-            (Err(reason), _) if self.announced && reason.from_lb() => self.flap(now),
+            (Err(reason), _) if self.announced && reason.is_of_lb() => self.flap(now),
             _ => {}
         }
         self.announced = verdict.is_ok();

@@ -22,7 +22,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// How long a wait that is over is remembered.
-const MEMORY: Duration = Duration::from_secs(60);
+const MEMORY: Duration = Duration::from_mins(1);
 
 /// What the kernel tells objects apart by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -270,7 +270,9 @@ impl Mirror {
         let (ended, rest) = std::mem::take(&mut self.adopted).into_iter().partition::<BTreeSet<_>, _>(of_family);
         self.adopted = rest;
         let count = ended.len();
-        ended.into_iter().for_each(|key| self.touch(key));
+        for key in ended {
+            self.touch(key);
+        }
         count
     }
 
@@ -298,7 +300,9 @@ impl Mirror {
 
     fn touch_all(&mut self) {
         let keys: BTreeSet<Key> = self.want.keys().chain(self.have.keys()).cloned().collect();
-        keys.into_iter().for_each(|key| self.touch(key));
+        for key in keys {
+            self.touch(key);
+        }
     }
 
     /// The next batch, additions first; the kernel is taken to hold it unless [`Mirror::done`] says otherwise. Removals have

@@ -114,6 +114,9 @@ impl Links {
     }
 
     /// The link called `name`, if it carries packets now.
+    ///
+    /// # Errors
+    /// There is none, or it is down.
     pub fn live(&self, name: &Arc<str>) -> Result<&Link, Unresolved> {
         let link = self.get(name).ok_or_else(|| Unresolved::NoInterface(name.clone()))?;
         if link.up && link.carrier { Ok(link) } else { Err(Unresolved::LinkDown(name.clone())) }
@@ -125,6 +128,9 @@ impl Links {
     }
 
     /// The way to `hop` over `interface`, or, where the neighbour is `multihop`, over any link whose network it is in.
+    ///
+    /// # Errors
+    /// Why there is no way.
     pub fn resolve(
         &self,
         hop: IpAddr,
@@ -167,6 +173,9 @@ pub struct Ways<'a> {
 
 impl Ways<'_> {
     /// The next hop of `path`: the global address where it is on the link, else the link-local one (RFC 2545).
+    ///
+    /// # Errors
+    /// Why there is no way.
     pub fn hop(&self, path: &Path) -> Result<NextHop, Unresolved> {
         let Some(neighbor) = self.intent.neighbors.get(&NeighborId(path.neighbor.0.clone())) else {
             return Err(Unresolved::NoInterface("of a neighbour that is gone".into()));

@@ -82,7 +82,7 @@ pub struct Router {
     intent: Option<Intent>,
     /// The Intent is in force: it was given and the kernel was seen.
     configured: bool,
-    router_id: Option<std::net::Ipv4Addr>,
+    identifier: Option<std::net::Ipv4Addr>,
     lb: Lb,
     bfd: BTreeMap<SessionId, SessionStatus>,
     sessions: BTreeMap<NeighborId, Session>,
@@ -111,7 +111,7 @@ impl Router {
             links: Links::default(),
             intent: None,
             configured: false,
-            router_id: None,
+            identifier: None,
             lb: Lb::unknown(),
             bfd: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -247,7 +247,9 @@ impl Router {
             (_, Lb::Said(said)) if said.draining => Some("it is draining".into()),
             (_, Lb::Said(said)) => Some(format!("it speaks for Gateway {}", said.gateway)),
         };
-        text.into_iter().for_each(|text| self.tell(Event::Lb(text)));
+        if let Some(text) = text {
+            self.tell(Event::Lb(text));
+        }
         self.lb = lb.clone();
         self.reconsider = true;
     }
@@ -301,7 +303,7 @@ impl Router {
             }
             let addresses = self.links.get(&self.config.external_interface).map(|link| &link.addresses);
             let router_id = self.config.identity.choose(addresses.into_iter().flatten());
-            self.router_id = Some(router_id);
+            self.identifier = Some(router_id);
             self.tell(Event::RouterId(router_id));
             self.speaker.handle(now, BgpInput::SetLocal(&Local { router_id, forwarding_preserved: adopted > 0 }));
             self.configure(now);
@@ -346,7 +348,9 @@ impl Router {
                 repaired += 1;
             }
         }
-        appeared.iter().for_each(|object| self.mirror.appeared(object));
+        for object in appeared {
+            self.mirror.appeared(object);
+        }
         if repaired > 0 {
             self.tell(Event::Repaired(repaired));
         }
@@ -379,8 +383,8 @@ impl Router {
     }
 
     /// Asks for a connection, or says at once why there can be none.
-    fn connect(&mut self, now: Instant, id: NeighborId, connection: ConnectionId) {
-        let Some(transport) = self.neighbor(&id).map(|neighbor| neighbor.transport.clone()) else {
+    fn connect(&mut self, now: Instant, id: &NeighborId, connection: ConnectionId) {
+        let Some(transport) = self.neighbor(id).map(|neighbor| neighbor.transport.clone()) else {
             let reason = CloseReason::Other("the neighbour is gone".into());
             return self.speaker.handle(now, BgpInput::Closed(connection, reason));
         };
@@ -445,7 +449,7 @@ impl Router {
     fn drain_speaker(&mut self, now: Instant) {
         while let Some(output) = self.speaker.poll() {
             match output {
-                BgpOutput::Connect(neighbor, id) => self.connect(now, neighbor, id),
+                BgpOutput::Connect(neighbor, id) => self.connect(now, &neighbor, id),
                 BgpOutput::Accept(ticket, id) => self.accept(ticket, id),
                 BgpOutput::Refuse(ticket) => {
                     self.tickets.remove(&ticket);

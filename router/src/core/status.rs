@@ -147,7 +147,7 @@ impl Router {
     pub fn status(&self, now: Instant) -> Status {
         let mut status = Status {
             gateway: self.intent.as_ref().map(|intent| intent.gateway.to_string()).unwrap_or_default(),
-            router_id: self.router_id,
+            router_id: self.identifier,
             life: self.life_word().into(),
             lb: self.lb_words(),
             connectivity: self.connectivity,

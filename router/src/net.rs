@@ -1,0 +1,206 @@
+//! TCP of the kernel: listeners and connections that belong to an interface, with passwords and TTLs.
+//!
+//! A connection from another interface never arrives; one from an unknown source is closed by the driver before a byte of
+//! it is read. It knows no BGP.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use martlet_bgp::{CloseReason, Family};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tracing::{info, warn};
+
+use crate::core::{Caller, Listener, Listeners};
+use crate::driver::{Accepted, Connecting, Net};
+use crate::intent::{Key, Transport};
+use crate::sys;
+use crate::wires::close_reason;
+
+/// Between two attempts to bind a listener that could not be bound.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long a connect may take. The core tries anew long before.
+const CONNECT_TIME: Duration = Duration::from_secs(30);
+/// Internetwork control (RFC 4271 section 5 of RFC 1812's precedence; DSCP CS6).
+const TOS: u32 = 0xc0;
+/// Unsent octets above which a socket does not want more: what is withdrawn must not wait behind a full socket.
+const UNSENT: u32 = 64 * 1024;
+
+/// The kernel's TCP.
+#[derive(Debug, Default)]
+pub struct KernelNet {
+    wanted: Listeners,
+    bound: BTreeMap<Listener, Bound>,
+    retry: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    socket: TcpListener,
+    keys: BTreeMap<IpAddr, Key>,
+}
+
+impl KernelNet {
+    /// Nothing is listened on.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn bind_missing(&mut self) {
+        let mut failed = false;
+        for (listener, callers) in &self.wanted {
+            if let Some(bound) = self.bound.get_mut(listener) {
+                bound.update_keys(callers);
+                continue;
+            }
+            match bind(listener, callers) {
+                Ok(bound) => {
+                    info!(interface = %listener.interface, port = listener.port, family = ?listener.family, "listening");
+                    self.bound.insert(listener.clone(), bound);
+                }
+                Err(error) => {
+                    if self.retry.is_none() {
+                        warn!(interface = %listener.interface, port = listener.port, family = ?listener.family, %error,
+                            "cannot listen; tried again every second");
+                    }
+                    failed = true;
+                }
+            }
+        }
+        self.retry = failed.then(|| Box::pin(tokio::time::sleep(RETRY)));
+    }
+}
+
+impl Bound {
+    /// Passwords change on the living socket: sessions that exist keep theirs.
+    fn update_keys(&mut self, callers: &BTreeMap<IpAddr, Caller>) {
+        let wanted: BTreeMap<IpAddr, Key> =
+            callers.iter().filter_map(|(address, caller)| Some((*address, caller.key.clone()?))).collect();
+        for address in self.keys.keys().filter(|address| !wanted.contains_key(*address)) {
+            log_key(sys::set_md5(self.socket.as_fd(), *address, &[]), *address);
+        }
+        for (address, key) in wanted.iter().filter(|(address, key)| self.keys.get(*address) != Some(*key)) {
+            log_key(sys::set_md5(self.socket.as_fd(), *address, &key.0), *address);
+        }
+        self.keys = wanted;
+    }
+}
+
+fn log_key(result: io::Result<()>, address: IpAddr) {
+    if let Err(error) = result {
+        warn!(%address, %error, "the kernel did not take the TCP MD5 password of this neighbour");
+    }
+}
+
+fn new_socket(address: IpAddr, interface: &str) -> io::Result<Socket> {
+    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    Ok(socket)
+}
+
+/// What every connection has.
+fn tune(socket: &socket2::SockRef<'_>, is_v4: bool, ttl: u8, min_ttl: Option<u8>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    sys::set_unsent_low_water(socket.as_fd(), UNSENT)?;
+    if is_v4 {
+        socket.set_ttl_v4(u32::from(ttl))?;
+        socket.set_tos_v4(TOS)?;
+    } else {
+        socket.set_unicast_hops_v6(u32::from(ttl))?;
+        socket.set_tclass_v6(TOS)?;
+    }
+    match min_ttl {
+        Some(min_ttl) => sys::set_min_ttl(socket.as_fd(), is_v4, min_ttl),
+        None => Ok(()),
+    }
+}
+
+fn bind(listener: &Listener, callers: &BTreeMap<IpAddr, Caller>) -> io::Result<Bound> {
+    let any = match listener.family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = new_socket(any, &listener.interface)?;
+    socket.set_reuse_address(true)?;
+    if any.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // The answer to a SYN goes out before we know whose it is: with the TTL that the strictest neighbour asks for.
+    let ttl = callers.values().map(|caller| caller.ttl).max().unwrap_or(1);
+    tune(&socket2::SockRef::from(&socket), any.is_ipv4(), ttl, None)?;
+    socket.bind(&SocketAddr::new(any, listener.port).into())?;
+    socket.listen(64)?;
+    let mut bound = Bound { socket: TcpListener::from_std(socket.into())?, keys: BTreeMap::new() };
+    bound.update_keys(callers);
+    Ok(bound)
+}
+
+fn prepare(transport: &Transport) -> io::Result<(TcpSocket, SocketAddr)> {
+    let address = transport.address;
+    let socket = new_socket(address, &transport.interface)?;
+    tune(&socket2::SockRef::from(&socket), address.is_ipv4(), transport.ttl, transport.min_ttl)?;
+    if let Some(key) = &transport.key {
+        sys::set_md5(socket.as_fd(), address, &key.0)?;
+    }
+    if let Some(source) = transport.source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    let remote = match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            let scope = sys::interface_index(&transport.interface)?;
+            SocketAddr::V6(SocketAddrV6::new(v6, transport.remote_port, 0, scope))
+        }
+        address => SocketAddr::new(address, transport.remote_port),
+    };
+    Ok((TcpSocket::from_std_stream(socket.into()), remote))
+}
+
+impl Net for KernelNet {
+    type Stream = TcpStream;
+
+    fn connect(&mut self, transport: &Transport) -> Connecting<TcpStream> {
+        let prepared = prepare(transport);
+        Box::pin(async move {
+            let reason = |error: io::Error| close_reason(&error);
+            let (socket, remote) = prepared.map_err(reason)?;
+            let connect = tokio::time::timeout(CONNECT_TIME, socket.connect(remote));
+            let stream = connect.await.map_err(|_| CloseReason::NoAnswer)?.map_err(reason)?;
+            let (local, remote) = (stream.local_addr().map_err(reason)?, stream.peer_addr().map_err(reason)?);
+            Ok((stream, local, remote))
+        })
+    }
+
+    fn listen(&mut self, listeners: &Listeners) {
+        self.bound.retain(|listener, _| listeners.contains_key(listener));
+        self.wanted.clone_from(listeners);
+        self.retry = None;
+        self.bind_missing();
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Accepted<TcpStream>> {
+        while self.retry.as_mut().is_some_and(|retry| retry.as_mut().poll(cx).is_ready()) {
+            self.bind_missing();
+        }
+        for (listener, bound) in &self.bound {
+            // What was reset before we took it is no news.
+            while let Poll::Ready(result) = bound.socket.poll_accept(cx) {
+                let Ok((stream, remote)) = result else { continue };
+                let Ok(local) = stream.local_addr() else { continue };
+                return Poll::Ready(Accepted { stream, interface: listener.interface.clone(), local, remote });
+            }
+        }
+        Poll::Pending
+    }
+
+    fn set_up(&mut self, stream: &TcpStream, caller: &Caller) {
+        let is_v4 = stream.local_addr().is_ok_and(|local| local.is_ipv4());
+        if let Err(error) = tune(&socket2::SockRef::from(stream), is_v4, caller.ttl, caller.min_ttl) {
+            warn!(%error, "an accepted connection could not be set up");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The driver's traits over the real kernel, the BFD thread and the sources of `martlet_api`.
+//!
+//! A task of its own owns the netlink sockets: batches, dumps and events go through it one after another, so that a
+//! snapshot is never mixed with half a batch. It decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use martlet_api::Objects;
+use martlet_api::accept;
+use martlet_api::view::{ObjectName, View};
+use martlet_bfd::{SessionConfig, SessionId, SessionStatus};
+use martlet_netlink::{Change, Event, Events, Kernel as Netlink, Owner};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, warn};
+
+use crate::bfd_io::{self, BfdHandle, BfdThread};
+use crate::driver::{Bfd, Kernel, News, Source};
+use crate::mirror::Failure;
+
+/// Between two attempts to dump a kernel that does not answer.
+const RETRY: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+enum Command {
+    Apply(Vec<Change>),
+    Dump,
+}
+
+/// The kernel of this machine.
+#[derive(Debug)]
+pub struct KernelTask {
+    commands: mpsc::UnboundedSender<Command>,
+    news: mpsc::Receiver<News>,
+}
+
+impl KernelTask {
+    /// Opens netlink in the network namespace of the calling thread, and dumps.
+    ///
+    /// # Errors
+    /// When netlink cannot be opened.
+    pub fn open(owner: Owner) -> Result<Self, martlet_netlink::Error> {
+        let (kernel, events) = Netlink::open(owner)?;
+        // At most a batch and a few dumps are ever asked for at once: the core waits for its answers.
+        let (commands, received) = mpsc::unbounded_channel();
+        let (sender, news) = mpsc::channel(8);
+        tokio::spawn(serve(kernel, events, received, sender));
+        Ok(Self { commands, news })
+    }
+
+    fn command(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            error!("the task that talks to the kernel has ended");
+        }
+    }
+}
+
+impl Kernel for KernelTask {
+    fn apply(&mut self, changes: Vec<Change>) {
+        self.command(Command::Apply(changes));
+    }
+
+    fn dump(&mut self) {
+        self.command(Command::Dump);
+    }
+
+    async fn next(&mut self) -> News {
+        match self.news.recv().await {
+            Some(news) => news,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn serve(
+    mut kernel: Netlink,
+    mut events: Events,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    news: mpsc::Sender<News>,
+) {
+    let mut next = snapshot(&mut kernel).await;
+    loop {
+        if news.send(next).await.is_err() {
+            return;
+        }
+        next = tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                None => return,
+                Some(Command::Apply(changes)) => News::Applied(apply(&mut kernel, &changes).await),
+                Some(Command::Dump) => snapshot(&mut kernel).await,
+            },
+            event = events.next() => match event {
+                Event::LinksChanged => snapshot(&mut kernel).await,
+                Event::Overrun => {
+                    warn!("the kernel had more to say than we could hear: it is dumped anew");
+                    snapshot(&mut kernel).await
+                }
+                Event::ObjectsChanged(changed) => News::Changed(changed.removed, changed.appeared),
+            },
+        };
+    }
+}
+
+async fn apply(kernel: &mut Netlink, changes: &[Change]) -> Vec<Failure> {
+    let started = tokio::time::Instant::now();
+    let failed = kernel.apply(changes).await;
+    debug!(changes = changes.len(), failed = failed.len(), micros = started.elapsed().as_micros(), "applied");
+    failed.into_iter().map(|(change, error)| Failure { change, error: error.to_string().into() }).collect()
+}
+
+async fn snapshot(kernel: &mut Netlink) -> News {
+    let mut told = false;
+    loop {
+        match kernel.snapshot().await {
+            Ok(snapshot) => return News::Snapshot(snapshot),
+            Err(error) if !told => error!(%error, "the kernel cannot be read; tried again"),
+            Err(_) => {}
+        }
+        told = true;
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// BFD on its own thread.
+#[derive(Debug)]
+pub struct BfdTask {
+    handle: BfdHandle,
+    statuses: watch::Receiver<bfd_io::Status>,
+}
+
+impl BfdTask {
+    /// Starts the thread. To be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or no descriptor.
+    pub fn start(seed: u64) -> std::io::Result<Self> {
+        let (handle, statuses, mut events) = BfdThread::spawn(seed)?;
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                match event {
+                    // The core tells it.
+                    bfd_io::Event::Changed(_) => {}
+                    bfd_io::Event::Stalled(late) => warn!(kind = "bfd", ?late, "this machine stalled"),
+                    bfd_io::Event::Problem(text) => warn!(kind = "bfd", text),
+                }
+            }
+        });
+        Ok(Self { handle, statuses })
+    }
+}
+
+impl Bfd for BfdTask {
+    fn set(&mut self, sessions: BTreeMap<SessionId, SessionConfig>) {
+        self.handle.set(sessions);
+    }
+
+    async fn next(&mut self) -> BTreeMap<SessionId, SessionStatus> {
+        if self.statuses.changed().await.is_err() {
+            error!("the BFD thread has ended");
+            std::future::pending::<()>().await;
+        }
+        BTreeMap::clone(&self.statuses.borrow_and_update())
+    }
+}
+
+/// Objects of a source, as one Gateway sees them.
+#[derive(Debug)]
+pub struct ObjectsSource {
+    objects: watch::Receiver<Arc<Objects>>,
+    gateway: ObjectName,
+}
+
+impl ObjectsSource {
+    /// The part of `objects` that concerns `gateway`.
+    pub fn new(mut objects: watch::Receiver<Arc<Objects>>, gateway: ObjectName) -> Self {
+        objects.mark_changed();
+        Self { objects, gateway }
+    }
+}
+
+impl Source for ObjectsSource {
+    async fn next(&mut self) -> View {
+        loop {
+            if self.objects.changed().await.is_err() {
+                error!("the source of objects has ended");
+                std::future::pending::<()>().await;
+            }
+            let objects = Arc::clone(&self.objects.borrow_and_update());
+            // Before it is synced an object that is missing may still come.
+            if objects.synced {
+                return accept::view(&objects, &self.gateway);
+            }
+        }
+    }
+
+    fn is_reached(&self) -> bool {
+        self.objects.borrow().synced
+    }
+}
