@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod crd;
+pub mod duration;
 pub mod lint;
 pub mod objects;
 pub mod parse;

@@ -34,9 +34,7 @@ use super::rules;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new(
-    "!has(self.byteMatches) || self.byteMatches.all(m, self.protocols.exists(p, m.trim().startsWith(p.lowerAscii())))"
-).message("byteMatches must be of one of the protocols of the route"))]
+#[x_kube(validation = rules::byte_matches_of_the_route())]
 pub struct L34RouteSpec {
     /// The Gateway: exactly one, in the namespace of the route.
     #[schemars(length(max = 16))]

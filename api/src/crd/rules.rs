@@ -122,3 +122,12 @@ pub fn byte_matches() -> Rule {
     )
     .message("each must be of the form tcp[0:2] & 0xff00 = 0x1200, with 1, 2 or 4 octets")
 }
+
+/// Byte matches of protocols that the route has.
+pub fn byte_matches_of_the_route() -> Rule {
+    // Spelled out: how long a member of `protocols` may be is not known to the cost estimate of older servers.
+    let of = |name: &str| format!("(m.contains('{}') && '{name}' in self.protocols)", name.to_lowercase());
+    let any = [of("TCP"), of("UDP"), of("SCTP")].join(" || ");
+    Rule::new(format!("!has(self.byteMatches) || self.byteMatches.all(m, {any})"))
+        .message("byteMatches must be of a protocol of the route")
+}

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::value::{self, duration, unicast};
+use super::value::{self, unicast};
 use super::{Check, Refusal};
 use crate::crd;
 use crate::readiness::Families;
@@ -291,12 +291,12 @@ fn list<T: Ord>(
 }
 
 fn between(check: &mut Check, field: &str, text: &str, least: Duration, most: Duration) -> Option<Duration> {
-    let parsed = duration(text).filter(|duration| (least..=most).contains(duration));
+    let parsed = value::duration(text).filter(|duration| (least..=most).contains(duration));
     check.parsed(field, text, parsed, &format!("must be a duration from {least:?} to {most:?}, such as 300ms or 1.5s"))
 }
 
 fn whole_seconds(text: &str) -> Option<u16> {
-    let duration = duration(text).filter(|duration| duration.subsec_nanos() == 0)?;
+    let duration = value::duration(text).filter(|duration| duration.subsec_nanos() == 0)?;
     u16::try_from(duration.as_secs()).ok()
 }
 

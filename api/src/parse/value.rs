@@ -1,4 +1,4 @@
-//! Single values as text: durations, addresses, prefixes, ports, communities, byte matches.
+//! Single values as text: addresses, prefixes, ports, communities, byte matches.
 #![warn(clippy::indexing_slicing)]
 
 use std::collections::BTreeSet;
@@ -10,52 +10,17 @@ use nom::branch::alt;
 use nom::bytes::complete::{tag, tag_no_case, take_while_m_n};
 use nom::character::complete::{char, digit1, space0};
 use nom::combinator::{all_consuming, map_opt, map_res, opt, value};
-use nom::multi::fold_many1;
 use nom::sequence::{delimited, preceded};
 use nom::{IResult, Parser};
 
 use crate::view::{ByteMatch, TransportProtocol};
 
-/// The longest text of a duration, octets.
-const LONGEST_DURATION: usize = 32;
 /// A byte match must lie in what every packet of a 1500-octet link can hold after an IPv4 header.
 pub const LAST_OCTET: u16 = 1480;
 
-/// A duration as Go writes it: `24s`, `300ms`, `1m`, `1h`, `1.5s`, `1h30m`, `0`.
+/// See [`crate::duration::parse`].
 pub fn duration(text: &str) -> Option<Duration> {
-    if text.len() > LONGEST_DURATION {
-        return None;
-    }
-    let zero = value(Some(0), tag("0"));
-    let terms = fold_many1(term, || Some(0_u64), |sum: Option<u64>, nanos| sum?.checked_add(nanos?));
-    let nanos = all_consuming(alt((all_consuming(zero), terms))).parse(text).ok()?.1?;
-    Some(Duration::from_nanos(nanos))
-}
-
-/// A number with its unit, in nanoseconds; `None` where 64 bits do not hold it.
-fn term(input: &str) -> IResult<&str, Option<u64>> {
-    let (input, whole) = digit1.parse(input)?;
-    let (input, fraction) = opt(preceded(char('.'), digit1)).parse(input)?;
-    let (input, unit) = alt((
-        value(1_u64, tag("ns")),
-        value(1_000, tag("us")),
-        value(1_000_000, tag("ms")),
-        value(1_000_000_000, tag("s")),
-        value(60_000_000_000, tag("m")),
-        value(3_600_000_000_000, tag("h")),
-    ))
-    .parse(input)?;
-    Ok((input, nanos(whole, fraction.unwrap_or(""), unit)))
-}
-
-fn nanos(whole: &str, fraction: &str, unit: u64) -> Option<u64> {
-    let mut nanos = whole.parse::<u64>().ok()?.checked_mul(unit)?;
-    let mut weight = unit;
-    for digit in fraction.chars() {
-        weight /= 10;
-        nanos = nanos.checked_add(weight.checked_mul(u64::from(digit.to_digit(10)?))?)?;
-    }
-    Some(nanos)
+    crate::duration::parse(text).ok()
 }
 
 /// The address of a router: not unspecified, not multicast, not broadcast, not IPv4 in IPv6.
@@ -194,26 +159,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_as_go_reads_them() {
-        for (text, millis) in [
-            ("24s", 24_000),
-            ("300ms", 300),
-            ("1m", 60_000),
-            ("1h", 3_600_000),
-            ("1.5s", 1500),
-            ("1m30s", 90_000),
-            ("0", 0),
-            ("0s", 0),
-        ] {
-            assert_eq!(duration(text), Some(Duration::from_millis(millis)), "{text}");
-        }
-        assert_eq!(duration("1.5us"), Some(Duration::from_nanos(1500)));
-        for text in ["", "1", "s", "-1s", "1 s", "1d", "1s ", "00", "9999999999999h", "1.s", ".5s", "∞"] {
-            assert_eq!(duration(text), None, "{text:?}");
-        }
-    }
-
-    #[test]
     fn ports_are_merged_and_all_of_them_are_any() {
         let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
@@ -295,15 +240,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_a_parser_panic(text in ".{0,40}") {
-            let _ = (duration(&text), unicast(&text), vip(&text), prefix(&text), byte_match(&text));
+            let _ = (unicast(&text), vip(&text), prefix(&text), byte_match(&text));
             let _ = (ports(&[text.clone()]), community(&text), large_community(&text));
-        }
-
-        #[test]
-        fn a_duration_of_milliseconds_is_read_back(millis in 0_u64..=4_294_000) {
-            prop_assert_eq!(duration(&format!("{millis}ms")), Some(Duration::from_millis(millis)));
-            let seconds = format!("{}.{:03}s", millis / 1000, millis % 1000);
-            prop_assert_eq!(duration(&seconds), Some(Duration::from_millis(millis)));
         }
     }
 }
