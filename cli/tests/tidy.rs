@@ -76,7 +76,8 @@ fn root() -> PathBuf {
 /// All Rust files of the workspace, paths relative to its root.
 fn sources() -> Vec<Source> {
     fn walk(dir: &Path, root: &Path, found: &mut Vec<Source>) {
-        let mut entries: Vec<_> = fs::read_dir(dir).expect("readable").map(|entry| entry.expect("entry").path()).collect();
+        let mut entries: Vec<_> =
+            fs::read_dir(dir).expect("readable").map(|entry| entry.expect("entry").path()).collect();
         entries.sort();
         for path in entries {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
@@ -139,7 +140,8 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn crates_depend_in_one_direction_only() {
-    let allowed: BTreeMap<_, BTreeSet<_>> = GRAPH.iter().map(|(name, on)| (*name, on.iter().copied().collect())).collect();
+    let allowed: BTreeMap<_, BTreeSet<_>> =
+        GRAPH.iter().map(|(name, on)| (*name, on.iter().copied().collect())).collect();
     let mut faults = Vec::new();
     for (name, on) in dependencies() {
         let Some(allowed) = allowed.get(name.as_str()) else {
@@ -163,7 +165,9 @@ fn cores_know_no_io() {
         let on = dependencies.get(*core).unwrap_or_else(|| panic!("crate {core} is missing"));
         faults.extend(IO_CRATES.iter().filter(|io| on.contains(**io)).map(|io| format!("{core} depends on {io}")));
     }
-    for source in sources().iter().filter(|source| CORES.iter().any(|core| source.path.starts_with(&format!("{core}/src/")))) {
+    for source in
+        sources().iter().filter(|source| CORES.iter().any(|core| source.path.starts_with(&format!("{core}/src/"))))
+    {
         for word in ["std::net::Tcp", "std::net::Udp", "std::os::", "Instant::now", "SystemTime"] {
             if code(&source.text).contains(word) {
                 faults.push(format!("{}: a core must not use {word}", source.path));
@@ -251,7 +255,10 @@ fn exceptions_from_lints_have_reasons() {
         }
         for after in text.split("#[expect(").chain(text.split("#![expect(")).skip(1) {
             let attribute = after.split(")]").next().unwrap_or_default();
-            if text.contains("expect(") && attribute.len() < 200 && !attribute.contains("reason") && attribute.contains("clippy::")
+            if text.contains("expect(")
+                && attribute.len() < 200
+                && !attribute.contains("reason")
+                && attribute.contains("clippy::")
             {
                 faults.push(format!("{}: `expect({attribute}` without a reason", source.path));
             }
