@@ -334,6 +334,65 @@ pub(crate) mod tests {
         assert_eq!(check(8), Err(Discard::AuthSequence));
     }
 
+    /// Packets that others signed with key 1, "secret": name, octets, kind, whether they are right.
+    const SIGNED: [(&str, &str, AuthKind, bool); 7] = [
+        (
+            "simple-pw",
+            "20c4032112345678abcdef12000186a000030d4000000000010901736563726574",
+            AuthKind::SimplePassword,
+            true,
+        ),
+        (
+            "simple-pw-badlen",
+            "20c4032112345678abcdef12000186a000030d4000000000010a01736563726574",
+            AuthKind::SimplePassword,
+            false,
+        ),
+        (
+            "md5-seq1",
+            "20c4033012345678abcdef12000186a000030d4000000000021801000000000170fe35ae1a4494c85eba3f9a87fa0db9",
+            AuthKind::KeyedMd5,
+            true,
+        ),
+        (
+            "mmd5-seq1",
+            "20c4033012345678abcdef12000186a000030d40000000000318010000000001d816cb3d69441fa4117d879cf3c8b7c9",
+            AuthKind::MeticulousKeyedMd5,
+            true,
+        ),
+        (
+            "sha1-seq1",
+            "20c4033412345678abcdef12000186a000030d4000000000041c010000000001c619bf663ec2c843857234636f249c710f806065",
+            AuthKind::KeyedSha1,
+            true,
+        ),
+        (
+            "msha1-seq1",
+            "20c4033412345678abcdef12000186a000030d4000000000051c01000000000130a9bf9aacf80ef352e418668fc8a411773523e3",
+            AuthKind::MeticulousKeyedSha1,
+            true,
+        ),
+        (
+            "sha1-wrong-digest",
+            "20c4033412345678abcdef12000186a000030d4000000000041c0100000000027fa20f3042532d502c02635a6fb7bb6f9efb4823",
+            AuthKind::KeyedSha1,
+            false,
+        ),
+    ];
+
+    #[test]
+    fn packets_that_others_signed_are_accepted() {
+        for (name, hex, kind, right) in SIGNED {
+            let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let octets: Vec<u8> = (0..hex.len()).step_by(2).map(digit).collect();
+            let checked = crate::packet::Control::parse(&octets).and_then(|(packet, octets)| {
+                let section = packet.auth.ok_or(Discard::AuthMissing)?;
+                Authenticator::new(0).check(&auth(kind, &[(1, "secret")]), &section, octets, 3)
+            });
+            assert_eq!(checked.is_ok(), right, "{name}: {checked:?}");
+        }
+    }
+
     #[test]
     fn a_keyed_sequence_number_moves_only_with_the_contents() {
         let auth = auth(AuthKind::KeyedMd5, &[(1, "secret")]);
