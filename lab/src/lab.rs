@@ -47,6 +47,7 @@ struct Shared {
     dir: PathBuf,
     end: End,
     failed: AtomicBool,
+    interrupted: AtomicBool,
     closed: AtomicBool,
     closing: Once,
     namespaces: Mutex<Vec<String>>,
@@ -63,7 +64,7 @@ impl Lab {
     /// # Errors
     /// The run folder cannot be made.
     pub fn new(end: End) -> Result<Self> {
-        sweep::sweep(sweep::Depth::Dead)?;
+        sweep::sweep(sweep::Depth::Dead, None)?;
         let random = RandomState::new().build_hasher().finish() & 0xffff;
         let name = format!("{PREFIX}{}-{random:04x}", std::process::id());
         let dir = std::env::temp_dir().join(&name);
@@ -75,6 +76,7 @@ impl Lab {
             dir,
             end,
             failed: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             closing: Once::new(),
             namespaces: Mutex::default(),
@@ -96,7 +98,12 @@ impl Lab {
     }
 
     /// Says that something failed: the run folder with its logs stays.
+    ///
+    /// What fails because a signal ends everything is no failure: then the thread waits for the end of the process.
     pub fn mark_failed(&self) {
+        while self.shared.interrupted.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
         self.shared.failed.store(true, Ordering::Relaxed);
     }
 
@@ -250,6 +257,7 @@ fn watch_signals() {
             eprintln!("\nmartlet-lab: interrupted, cleaning up");
             let labs: Vec<_> = lock(&LABS).iter().filter_map(Weak::upgrade).collect();
             for lab in labs {
+                lab.interrupted.store(true, Ordering::SeqCst);
                 lab.close(End::Remove);
             }
             std::process::exit(128 + number);

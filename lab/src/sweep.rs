@@ -33,19 +33,24 @@ pub enum Depth {
     Everything,
 }
 
-/// Removes the labs whose owner is dead. Returns their names.
+/// Removes the labs whose owner is dead, or only the one of this name. Returns their names.
 ///
 /// # Errors
 /// A folder cannot be read, or a namespace cannot be removed.
-pub fn sweep(depth: Depth) -> Result<BTreeSet<String>> {
+pub fn sweep(depth: Depth, only: Option<&str>) -> Result<BTreeSet<String>> {
     let temp = std::env::temp_dir();
     let mut labs = BTreeSet::new();
     let namespaces = names_in(Path::new(NAMESPACES));
     labs.extend(namespaces.iter().filter_map(|name| lab_of(name)));
     labs.extend(names_in(&temp).iter().filter_map(|name| lab_of(name)));
     labs.retain(|lab| {
+        if only.is_some_and(|only| only != lab) {
+            return false;
+        }
         let dir = temp.join(lab);
-        !is_alive(lab, &dir) && (depth == Depth::Everything || !dir.join(KEPT).exists())
+        let kept = dir.join(KEPT).exists();
+        // The owner of a kept lab is done with it, whether it still runs or not.
+        if kept { depth == Depth::Everything } else { !is_alive(lab, &dir) }
     });
     for lab in &labs {
         let own: Vec<_> = namespaces.iter().filter(|name| lab_of(name).as_ref() == Some(lab)).cloned().collect();

@@ -20,7 +20,10 @@ enum Command {
     /// The application behind a VIP (started by labs).
     App(app::Options),
     /// Removes labs that were left up or left behind.
-    Clean,
+    Clean {
+        /// Only this lab.
+        name: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -31,7 +34,7 @@ fn main() -> ExitCode {
             .build()
             .map_err(anyhow::Error::from)
             .and_then(|runtime| runtime.block_on(app::serve(options))),
-        Command::Clean => sweep::sweep(sweep::Depth::Everything).map(|labs| {
+        Command::Clean { name } => sweep::sweep(sweep::Depth::Everything, name.as_deref()).map(|labs| {
             for lab in labs {
                 println!("removed {lab}");
             }

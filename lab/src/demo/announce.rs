@@ -17,9 +17,9 @@ const QUIET: Duration = Duration::from_secs(2);
 
 /// Step 1.
 pub fn sessions(demo: &mut Demo) -> Result<String> {
-    demo.lb = Some(demo.world.start_lb()?);
+    demo.world.start_lb()?;
     let start = SystemTime::now();
-    demo.router = Some(demo.world.start_router()?);
+    demo.world.start_router()?;
     sessions_up(&demo.world)?;
     let (mut established, mut bfd_up) = (Vec::new(), Vec::new());
     for family in FAMILIES {
@@ -42,6 +42,7 @@ pub fn sessions(demo: &mut Demo) -> Result<String> {
 /// Waits until the gateway sees both sessions Established and both BFD sessions Up.
 pub fn sessions_up(world: &World) -> Result<()> {
     until("both sessions Established with BFD Up at the gateway", 2 * LIMIT, || {
+        world.check_alive()?;
         let neighbors = world.frr.neighbors()?;
         let up = Neighbor { established: true, bfd_up: Some(true) };
         let all = FAMILIES.iter().all(|family| neighbors.get(&family.pod) == Some(&up));
@@ -65,9 +66,9 @@ pub fn vips_at_gateway(world: &World, there: bool) -> Result<()> {
 /// Step 2.
 pub fn silence(demo: &mut Demo) -> Result<String> {
     // Somebody must say that the fourth endpoint has no identifier, by its name.
-    let logs = [demo.lb.clone(), demo.router.clone()];
+    let logs = [&demo.world.lb, &demo.world.router];
     let line = until("a line of the log that names app-4, which has no identifier", LIMIT, || {
-        let found = logs.iter().flatten().find(|process| process.log().contains("app-4"));
+        let found = logs.into_iter().flatten().find(|process| process.log().contains("app-4"));
         Ok(found.map_or_else(|| Seen::not_yet("none"), |process| Seen::Yes(process.name().to_owned())))
     })?;
     let start = SystemTime::now();

@@ -182,7 +182,7 @@ fn control(world: &World, primary: &mut Capture) -> Result<()> {
 
 /// Step 9.
 pub fn terminated(demo: &mut Demo) -> Result<String> {
-    let (router, lb) = demo.router.take().zip(demo.lb.take()).context("router and lb do not run")?;
+    let (router, lb) = demo.world.router.take().zip(demo.world.lb.take()).context("router and lb do not run")?;
     let world = &mut demo.world;
     let start = SystemTime::now();
     // As the end of a pod: both are told at once.
@@ -218,7 +218,7 @@ pub fn lb_killed(demo: &mut Demo) -> Result<String> {
     demo.start()?;
     announced(&mut demo.world, again).context("after the restart")?;
     vips_at_gateway(&demo.world, true)?;
-    let lb = demo.lb.take().context("the lb does not run")?;
+    let lb = demo.world.lb.take().context("the lb does not run")?;
     let world = &mut demo.world;
     let start = SystemTime::now();
     world.kill(&lb)?;

@@ -18,7 +18,6 @@ use anyhow::{Context, Result, anyhow};
 use crate::lab::End;
 use crate::peer::Gateway;
 use crate::preflight;
-use crate::process::Process;
 use topology::World;
 
 /// How the demo is run.
@@ -38,8 +37,6 @@ pub struct Options {
 /// The demo as it runs.
 struct Demo {
     world: World,
-    router: Option<Process>,
-    lb: Option<Process>,
 }
 
 type Step = fn(&mut Demo) -> Result<String>;
@@ -68,7 +65,7 @@ pub fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     let world = World::build(&options.folder, &martlet, end)?;
     println!("client -- gateway ({}) -- load balancer (martlet router, lb) -- 3 applications", world.frr.title());
-    let mut demo = Demo { world, router: None, lb: None };
+    let mut demo = Demo { world };
     for (number, (title, step)) in (1..).zip(STEPS) {
         match step(&mut demo) {
             Ok(seen) => println!("{number:>3}  {title:<43} {seen}"),
@@ -98,18 +95,14 @@ pub fn run(options: &Options) -> Result<()> {
 impl Demo {
     /// Starts the load balancer and the router, if they do not run.
     fn start(&mut self) -> Result<()> {
-        if self.lb.is_none() {
-            self.lb = Some(self.world.start_lb()?);
-        }
-        if self.router.is_none() {
-            self.router = Some(self.world.start_router()?);
-        }
-        Ok(())
+        self.world.start_lb()?;
+        self.world.start_router()
     }
 
     fn look(&self) -> String {
         let world = &self.world;
         let pod = world.pod.name();
+        let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("martlet-lab"));
         let mut lines = vec![
             format!("The lab {} is up. Logs, objects, captures: {}", world.lab.name(), world.lab.dir().display()),
             format!("  edit {}/endpoints-v4.yaml   # router and lb follow", world.folder.path().display()),
@@ -124,7 +117,7 @@ impl Demo {
             world.fabric.name(),
             topology::GATEWAY_PORT
         ));
-        lines.push("  martlet-lab clean   # removes it".to_owned());
+        lines.push(format!("  {} clean {}   # removes it", own.display(), world.lab.name()));
         lines.join("\n") + "\n"
     }
 }

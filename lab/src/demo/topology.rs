@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 
 use super::folder::Folder;
@@ -134,6 +134,10 @@ pub struct World {
     martlet: PathBuf,
     /// More arguments of `martlet router`.
     pub router_arguments: Vec<String>,
+    /// The router, while it is meant to run.
+    pub router: Option<Process>,
+    /// The load balancer, while it is meant to run.
+    pub lb: Option<Process>,
     /// The lab.
     pub lab: Arc<Lab>,
 }
@@ -166,7 +170,8 @@ impl World {
         #[rustfmt::skip]
         let world = Self {
             client, gateway, fabric, pod, primary, applications, frr, capture, gateway_routes, pod_routes,
-            folder: objects, martlet: martlet.to_owned(), router_arguments: Vec::new(), lab: Arc::clone(lab),
+            folder: objects, martlet: martlet.to_owned(), router_arguments: Vec::new(), router: None, lb: None,
+            lab: Arc::clone(lab),
         };
         Ok(world)
     }
@@ -182,24 +187,45 @@ impl World {
         format!("unix://{}", self.lab.dir().join("lb.sock").display())
     }
 
-    /// Starts the load balancer.
+    /// Starts the load balancer, if it does not run.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start_lb(&self) -> Result<Process> {
-        let mut command = self.martlet("lb");
-        command.args(["--socket", &self.socket()]);
-        self.lab.spawn("lb", Some(&self.pod), command)
+    pub fn start_lb(&mut self) -> Result<()> {
+        if self.lb.is_none() {
+            let mut command = self.martlet("lb");
+            command.args(["--socket", &self.socket()]);
+            self.lb = Some(self.lab.spawn("lb", Some(&self.pod), command)?);
+        }
+        Ok(())
     }
 
-    /// Starts the router.
+    /// Starts the router, if it does not run.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start_router(&self) -> Result<Process> {
-        let mut command = self.martlet("router");
-        command.args(["--external-interface", EXTERNAL, "--lb-socket", &self.socket()]).args(&self.router_arguments);
-        self.lab.spawn("router", Some(&self.pod), command)
+    pub fn start_router(&mut self) -> Result<()> {
+        if self.router.is_none() {
+            let mut command = self.martlet("router");
+            command
+                .args(["--external-interface", EXTERNAL, "--lb-socket", &self.socket()])
+                .args(&self.router_arguments);
+            self.router = Some(self.lab.spawn("router", Some(&self.pod), command)?);
+        }
+        Ok(())
+    }
+
+    /// Router and lb run, if they are meant to.
+    ///
+    /// # Errors
+    /// One has ended: how, and its last words.
+    pub fn check_alive(&self) -> Result<()> {
+        for process in self.router.iter().chain(&self.lb) {
+            if let Some(status) = process.ended() {
+                bail!("martlet {} has ended: {status}: {}", process.name(), process.tail(3).trim());
+            }
+        }
+        Ok(())
     }
 
     /// Ends a process at once, and waits until it is gone.
