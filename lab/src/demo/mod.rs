@@ -111,7 +111,10 @@ impl Demo {
         lines.push(format!(
             "  ip -n {pod} rule; ip -n {pod} route show table 4096; ip netns exec {pod} nft list ruleset"
         ));
-        lines.push(format!("  ip netns exec {} nc 20.0.0.1 4000   # which application answers?", world.client.name()));
+        lines.push(format!(
+            "  ip netns exec {} timeout 1 bash -c 'cat </dev/tcp/20.0.0.1/4000'   # which application answers?",
+            world.client.name()
+        ));
         lines.push(format!(
             "  ip -n {} link set {} down   # cut the gateway",
             world.fabric.name(),
