@@ -134,7 +134,7 @@ pub struct Link {
     pub name: Arc<str>,
     /// Administratively up.
     pub up: bool,
-    /// Up and with carrier (IFF_LOWER_UP).
+    /// Up and with carrier (`IFF_LOWER_UP`).
     pub carrier: bool,
     /// Octets.
     pub mtu: u32,

@@ -143,9 +143,9 @@ pub(super) fn rule(owner: &Owner, message: &RuleMessage) -> Option<Object> {
             RuleAttribute::Table(table) => rule.action = Action::Table(*table),
             RuleAttribute::Goto(priority) => goto = Some(*priority),
             // The kernel always shows these two; all ones means unset.
-            RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
-            RuleAttribute::L3MDev(false) => {}
-            RuleAttribute::Other(_) => {}
+            RuleAttribute::SuppressPrefixLen(u32::MAX)
+            | RuleAttribute::SuppressIfGroup(u32::MAX)
+            | RuleAttribute::L3MDev(false) => {}
             _ => return None,
         }
     }

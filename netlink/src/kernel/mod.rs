@@ -237,8 +237,6 @@ impl Kernel {
         match (kind, change, reply.errno) {
             // Appended, or there already: the old one may go.
             (Kind::Append, Change::Replace { from, .. }, 0 | libc::EEXIST) => Ok(Some(self.take(from))),
-            // An equal rule.
-            (Kind::Add, Change::Add(Object::Rule(_)), libc::EEXIST) => Ok(None),
             (Kind::Add, Change::Add(object @ Object::Route(route)), libc::EEXIST) => {
                 if self.wire.is_foreign(&key(route)) {
                     return Err(Error::Foreign { what: object.to_string() });
@@ -249,7 +247,10 @@ impl Kernel {
                     Family::Ipv6 => self.put(object, Kind::Last, NLM_F_CREATE | NLM_F_REPLACE),
                 }))
             }
-            (Kind::Last, _, libc::EEXIST) | (_, _, 0) => Ok(None),
+            // An equal rule, or an equal route of ours, is there already.
+            (Kind::Add, Change::Add(Object::Rule(_)), libc::EEXIST) | (Kind::Last, _, libc::EEXIST) | (_, _, 0) => {
+                Ok(None)
+            }
             // Gone already, or its interface is.
             (Kind::Remove, _, libc::ESRCH | libc::ENOENT | libc::ENODEV) => Ok(None),
             _ => Err(refused(reply)),

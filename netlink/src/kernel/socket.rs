@@ -14,6 +14,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use socket2::{SockFilter, SockRef};
@@ -202,17 +203,19 @@ impl Wire {
         match message {
             RouteNetlinkMessage::NewRoute(route) => self.notice_route(state, route, false),
             RouteNetlinkMessage::DelRoute(route) => self.notice_route(state, route, true),
-            RouteNetlinkMessage::NewRule(rule) => {
-                decode::rule(&self.owner, rule).into_iter().for_each(|rule| self.hints.object(rule, false));
-            }
-            RouteNetlinkMessage::DelRule(rule) => {
-                decode::rule(&self.owner, rule).into_iter().for_each(|rule| self.hints.object(rule, true));
-            }
+            RouteNetlinkMessage::NewRule(rule) => self.notice_rule(rule, false),
+            RouteNetlinkMessage::DelRule(rule) => self.notice_rule(rule, true),
             RouteNetlinkMessage::NewLink(_)
             | RouteNetlinkMessage::DelLink(_)
             | RouteNetlinkMessage::NewAddress(_)
             | RouteNetlinkMessage::DelAddress(_) => self.hints.links(),
             _ => {}
+        }
+    }
+
+    fn notice_rule(&self, rule: &RuleMessage, gone: bool) {
+        if let Some(rule) = decode::rule(&self.owner, rule) {
+            self.hints.object(rule, gone);
         }
     }
 

@@ -1,4 +1,46 @@
-//! A table of nftables as one plain value.
+//! nftables: a table as one plain value, made true in one atomic batch.
+//!
+//! A [`Table`] says what the kernel should hold; [`Connection::apply`] compares it with what was applied before and
+//! sends the difference, or replaces the whole table: either way packets see the old table or the new one, never
+//! something in between. `rule` holds the vocabulary, `batch` turns values into messages, `connection` sends them.
+//! Tables are of the family `inet`, so one serves IPv4 and IPv6.
+//!
+//! ```no_run
+//! use std::collections::BTreeSet;
+//! use martlet_netlink::Family::{Ipv4, Ipv6};
+//! use martlet_netlink::nft::{Address, Chain, Connection, Place, Queue, Rule, Set, Slots, Table};
+//!
+//! # fn main() -> Result<(), martlet_netlink::Error> {
+//! let mut nft = Connection::open()?;
+//! let queue = Queue { first: 0, total: 4, bypass: false, fanout: true, form: nft.probe_queue()? };
+//! let four = BTreeSet::from(["20.0.0.1/32".parse().expect("a prefix")]);
+//! let six = BTreeSet::from(["2000::1/128".parse().expect("a prefix")]);
+//!
+//! // What is for a VIP goes to four queues.
+//! let mut table = Table::new("martlet-lb")
+//!     .set("vips-4", Set::Prefixes { family: Ipv4, elements: four })
+//!     .set("vips-6", Set::Prefixes { family: Ipv6, elements: six })
+//!     .chain("prerouting", Chain::at(Place::Prerouting, -150, vec![
+//!         Rule::new().address_in(Ipv4, Address::Destination, "vips-4").counter().queue(queue),
+//!         Rule::new().address_in(Ipv6, Address::Destination, "vips-6").counter().queue(queue),
+//!     ]));
+//! nft.apply(&table, None)?;
+//!
+//! // Later: one flow is decided in the kernel. Only what changed is sent.
+//! let before = table.clone();
+//! let slots = Slots { modulus: 3, seed: 1, map: "service-a".into() };
+//! table = table.set("service-a", Set::Marks([5001, 5002, 5001].into()));
+//! let tcp = Rule::new().address_in(Ipv4, Address::Destination, "vips-4").first_fragment().protocol(6);
+//! table.chains.get_mut("prerouting").expect("there").rules.insert(0, tcp.set_mark_by_flow(Ipv4, &slots).accept());
+//! nft.apply(&table, Some(&before))?;
+//!
+//! nft.delete("martlet-lb")
+//! # }
+//! ```
+
+mod batch;
+mod connection;
+mod expression;
 mod rule;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,9 +48,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-pub use rule::{Base, Expression, MetaKey, Queue, QueueForm, Register, Rule};
+pub use connection::Connection;
+pub use rule::{Address, Base, Expression, MetaKey, Queue, QueueForm, Register, Rule, Slots};
 
-use crate::{Error, Family};
+use crate::Family;
 
 /// A table of the family `inet`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +62,27 @@ pub struct Table {
     pub sets: BTreeMap<String, Set>,
     /// Its chains by name.
     pub chains: BTreeMap<String, Chain>,
+}
+
+impl Table {
+    /// An empty table.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// With one more set, or another in its place.
+    #[must_use]
+    pub fn set(mut self, name: &str, set: Set) -> Self {
+        self.sets.insert(name.to_owned(), set);
+        self
+    }
+
+    /// With one more chain, or another in its place.
+    #[must_use]
+    pub fn chain(mut self, name: &str, chain: Chain) -> Self {
+        self.chains.insert(name.to_owned(), chain);
+        self
+    }
 }
 
 /// A set or a map.
@@ -44,7 +108,14 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// Where the kernel enters a chain of the type `filter`.
+impl Chain {
+    /// A chain that the kernel enters.
+    pub const fn at(place: Place, priority: i32, rules: Vec<Rule>) -> Self {
+        Self { hook: Some(Hook { place, priority }), rules }
+    }
+}
+
+/// Where the kernel enters a chain of the type `filter`. What no rule decides is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// The place.
@@ -66,46 +137,4 @@ pub enum Place {
     Output,
     /// After routing.
     Postrouting,
-}
-
-/// A connection to nftables. Blocking: a batch is done when the call returns (a full map of 65537 slots takes tens of
-/// milliseconds, a VIP less than one).
-#[derive(Debug)]
-pub struct Connection {}
-
-impl Connection {
-    /// Opens the socket, in the network namespace of the calling thread.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the kernel has no nftables.
-    pub fn open() -> Result<Self, Error> {
-        Ok(Self {})
-    }
-
-    /// Makes the kernel hold `table`, in one atomic batch. With `previous`, what the kernel holds by our own last
-    /// apply, only the difference is sent; without it, whatever is there under that name is replaced.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] naming the part that the kernel refused; then nothing has changed.
-    pub fn apply(&mut self, table: &Table, previous: Option<&Table>) -> Result<(), Error> {
-        let _ = (table, previous);
-        Ok(())
-    }
-
-    /// Deletes a table; none of that name is success.
-    ///
-    /// # Errors
-    /// [`Error::Refused`], [`Error::Io`].
-    pub fn delete(&mut self, name: &str) -> Result<(), Error> {
-        let _ = name;
-        Ok(())
-    }
-
-    /// Which form of a queue rule this kernel has, tried in a table that is thrown away.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`], naming the kernel options that would help.
-    pub fn probe_queue(&mut self) -> Result<QueueForm, Error> {
-        Ok(QueueForm::Xtables)
-    }
 }

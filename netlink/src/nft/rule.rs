@@ -2,9 +2,12 @@
 
 use crate::Family;
 
-/// One of sixteen 4-octet registers; a longer value takes those that follow.
+/// One of sixteen 4-octet registers, 0 to 15; a longer value takes those that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Register(pub u8);
+
+/// The register that the builder's tests use.
+const SCRATCH: Register = Register(0);
 
 /// What `meta` can load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,15 +156,179 @@ pub enum Expression {
     Jump(String),
     /// Into another chain.
     Goto(String),
-    /// A transparent proxy to `port` of this machine; in a rule that never matches it makes the kernel defragment.
+    /// To a transparent proxy on this machine; in a rule that never matches it makes the kernel defragment.
     Tproxy {
         /// Its family.
         family: Family,
-        /// Its port.
-        port: u16,
+        /// The port, in network order.
+        port: Register,
     },
 }
 
 /// A rule: expressions from left to right.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule(pub Vec<Expression>);
+
+/// An address of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Where it comes from.
+    Source,
+    /// Where it goes.
+    Destination,
+}
+
+impl Address {
+    /// The step that loads the address of `family` into `to`, and how many registers it takes.
+    const fn load(self, family: Family, to: Register) -> (Expression, u8) {
+        let (offset, length, registers) = match (family, self) {
+            (Family::Ipv4, Self::Source) => (12, 4, 1),
+            (Family::Ipv4, Self::Destination) => (16, 4, 1),
+            (Family::Ipv6, Self::Source) => (8, 16, 4),
+            (Family::Ipv6, Self::Destination) => (24, 16, 4),
+        };
+        (Expression::Payload { base: Base::Network, offset, length, to }, registers)
+    }
+}
+
+/// How a flow becomes a mark: `meta mark set jhash addr . port . addr . port mod M seed S map @map`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// The size of the map.
+    pub modulus: u32,
+    /// The seed.
+    pub seed: u32,
+    /// The map, a [`Set::Marks`](super::Set::Marks) of `modulus` elements.
+    pub map: String,
+}
+
+impl Rule {
+    /// An empty rule: matches everything, does nothing.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Goes on with one more step.
+    #[must_use]
+    pub fn then(mut self, expression: Expression) -> Self {
+        self.0.push(expression);
+        self
+    }
+
+    /// `meta nfproto ipv4` or `ipv6`.
+    #[must_use]
+    pub fn family(self, family: Family) -> Self {
+        self.meta(MetaKey::Family, vec![protocol_family(family)])
+    }
+
+    /// `meta l4proto 6`: behind the extension headers of IPv6 too.
+    #[must_use]
+    pub fn protocol(self, number: u8) -> Self {
+        self.meta(MetaKey::Protocol, vec![number])
+    }
+
+    /// `meta mark 7`.
+    #[must_use]
+    pub fn mark(self, mark: u32) -> Self {
+        self.meta(MetaKey::Mark, mark.to_ne_bytes().to_vec())
+    }
+
+    /// `iifname "ext-vlan"`: of more than 15 octets only the first count, as in the kernel.
+    #[must_use]
+    pub fn input(self, interface: &str) -> Self {
+        let mut name = interface.as_bytes().to_vec();
+        name.truncate(15);
+        name.resize(16, 0);
+        self.meta(MetaKey::InputName, name)
+    }
+
+    /// `ip daddr @set`, with the test of the family that it needs.
+    #[must_use]
+    pub fn address_in(self, family: Family, address: Address, set: &str) -> Self {
+        let (load, _) = address.load(family, SCRATCH);
+        let lookup = Expression::Lookup { register: SCRATCH, set: set.to_owned(), found: true };
+        self.family(family).then(load).then(lookup)
+    }
+
+    /// `ip frag-off & 0x1fff == 0`: not a later fragment of an IPv4 datagram, whose payload is no transport header.
+    #[must_use]
+    pub fn first_fragment(self) -> Self {
+        let load = Expression::Payload { base: Base::Network, offset: 6, length: 2, to: SCRATCH };
+        let mask = Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask: vec![0x1f, 0xff], xor: vec![0, 0] };
+        self.then(load).then(mask).then(Expression::Compare { register: SCRATCH, equal: true, value: vec![0, 0] })
+    }
+
+    /// `counter`.
+    #[must_use]
+    pub fn counter(self) -> Self {
+        self.then(Expression::Counter)
+    }
+
+    /// `meta mark set 7`.
+    #[must_use]
+    pub fn set_mark(self, mark: u32) -> Self {
+        let value = mark.to_ne_bytes().to_vec();
+        self.then(Expression::Immediate { to: SCRATCH, value }).then(Expression::SetMark { from: SCRATCH })
+    }
+
+    /// Gives the packet the mark of its flow's slot; TCP, UDP and whatever has ports where they have them.
+    #[must_use]
+    pub fn set_mark_by_flow(mut self, family: Family, slots: &Slots) -> Self {
+        let mut next = 0;
+        for (address, offset) in [(Address::Source, 0), (Address::Destination, 2)] {
+            let (load, registers) = address.load(family, Register(next));
+            let port = Register(next + registers);
+            self = self.then(load);
+            // Two octets in a register of four: the kernel fills up with zeros.
+            self = self.then(Expression::Payload { base: Base::Transport, offset, length: 2, to: port });
+            next = port.0 + 1;
+        }
+        let Slots { modulus, seed, map } = slots;
+        let length = u32::from(next) * 4;
+        self.then(Expression::Hash { from: Register(0), length, modulus: *modulus, seed: *seed, to: SCRATCH })
+            .then(Expression::Map { register: SCRATCH, map: map.clone(), to: SCRATCH })
+            .then(Expression::SetMark { from: SCRATCH })
+    }
+
+    /// To nfqueue.
+    #[must_use]
+    pub fn queue(self, queue: Queue) -> Self {
+        self.then(Expression::Queue(queue))
+    }
+
+    /// `accept`.
+    #[must_use]
+    pub fn accept(self) -> Self {
+        self.then(Expression::Accept)
+    }
+
+    /// `drop`. (Not `drop`, which Rust keeps for itself.)
+    #[must_use]
+    pub fn discard(self) -> Self {
+        self.then(Expression::Drop)
+    }
+
+    /// A rule that never matches, but whose presence in a table makes the kernel put the fragments of `family` together
+    /// before any hook after priority -400, without connection tracking: a transparent proxy needs whole datagrams.
+    pub fn defragment(family: Family) -> Self {
+        let port = Expression::Immediate { to: SCRATCH, value: 1u16.to_be_bytes().to_vec() };
+        let never = Self::new().family(family).input("no such link").protocol(6);
+        never.then(port).then(Expression::Tproxy { family, port: SCRATCH })
+    }
+
+    fn meta(self, key: MetaKey, value: Vec<u8>) -> Self {
+        self.then(Expression::Meta { key, to: SCRATCH }).then(Expression::Compare {
+            register: SCRATCH,
+            equal: true,
+            value,
+        })
+    }
+}
+
+/// The number that netfilter has for a family.
+pub(super) const fn protocol_family(family: Family) -> u8 {
+    match family {
+        Family::Ipv4 => 2,
+        Family::Ipv6 => 10,
+    }
+}

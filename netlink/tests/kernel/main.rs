@@ -2,6 +2,7 @@
 
 mod events;
 mod links;
+mod nft;
 mod routes;
 mod rules;
 mod sys;

@@ -1,0 +1,418 @@
+//! Tables -> messages of one batch: the whole table, or what changed. Pure.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, DataAttribute, Hook as HookAttribute, InetHookNumber, ListAttribute, NfTablesMessage,
+    RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetElementAttribute, SetElementFlags, SetElementList,
+    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+};
+
+use super::{Chain, Hook, Place, Rule, Set, Table, expression};
+use crate::Family;
+
+/// A list of elements has a length of 16 bits; the longest element (IPv6, interval) takes 44 octets.
+const ELEMENTS_MAX: usize = 1400;
+
+/// The types that the `nft` program shows; the kernel does not look at them.
+const TYPE_IPV4: u32 = 7;
+const TYPE_IPV6: u32 = 8;
+const TYPE_INTEGER: u32 = 4;
+const TYPE_MARK: u32 = 19;
+
+/// One message, and what it is for the reader of an error.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// "set vips-4 of table martlet-lb".
+    pub what: String,
+    /// The message.
+    pub message: NfTablesMessage,
+    /// Flags of its header.
+    pub flags: u16,
+}
+
+/// A batch.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    table: String,
+    pub parts: Vec<Part>,
+    /// Sets made in this batch: the kernel wants a number for each.
+    sets: u32,
+}
+
+impl Batch {
+    pub(super) fn new(table: &str) -> Self {
+        Self { table: table.to_owned(), ..Self::default() }
+    }
+
+    /// What makes `table` true whatever is there.
+    pub(super) fn whole(table: &Table) -> Self {
+        let mut batch = Self::new(&table.name);
+        // A table that is not there cannot be deleted: make it, then delete it.
+        batch.make_table();
+        batch.delete_table();
+        batch.make_table();
+        for (name, set) in &table.sets {
+            batch.make_set(name, set);
+        }
+        // All chains before any rule: rules jump.
+        for (name, chain) in &table.chains {
+            batch.make_chain(name, chain);
+        }
+        for (name, chain) in &table.chains {
+            batch.add_rules(name, &chain.rules);
+        }
+        batch
+    }
+
+    /// What makes `table` true where `previous` is; `None`: they differ in more than elements and rules, or in chains
+    /// and sets that came.
+    pub(super) fn difference(table: &Table, previous: &Table) -> Option<Self> {
+        let stays = |(name, set): (&String, &Set)| table.sets.get(name).is_some_and(|new| same_shape(set, new));
+        let hooked =
+            |(name, chain): (&String, &Chain)| table.chains.get(name).is_some_and(|new| new.hook == chain.hook);
+        let comparable =
+            table.name == previous.name && previous.sets.iter().all(stays) && previous.chains.iter().all(hooked);
+        if !comparable {
+            return None;
+        }
+        let mut batch = Self::new(&table.name);
+        for (name, set) in &table.sets {
+            match previous.sets.get(name) {
+                Some(old) => batch.change_elements(name, old, set),
+                None => batch.make_set(name, set),
+            }
+        }
+        for (name, chain) in table.chains.iter().filter(|(name, _)| !previous.chains.contains_key(*name)) {
+            batch.make_chain(name, chain);
+        }
+        for (name, chain) in &table.chains {
+            let old = previous.chains.get(name).map_or(&[][..], |chain| &chain.rules);
+            if old != chain.rules {
+                if !old.is_empty() {
+                    batch.flush_chain(name);
+                }
+                batch.add_rules(name, &chain.rules);
+            }
+        }
+        Some(batch)
+    }
+
+    /// `of` is empty for the table itself, or ends with " of ".
+    fn add(&mut self, of: &str, message: NfTablesMessage, flags: u16) {
+        let what = format!("{of}table {}", self.table);
+        self.parts.push(Part { what, message, flags });
+    }
+
+    pub(super) fn make_table(&mut self) {
+        self.add("", NfTablesMessage::NewTable(self.table_message()), NLM_F_CREATE);
+    }
+
+    pub(super) fn delete_table(&mut self) {
+        self.add("", NfTablesMessage::DeleteTable(self.table_message()), 0);
+    }
+
+    fn table_message(&self) -> TableMessage {
+        TableMessage { attributes: vec![TableAttribute::Name(self.table.clone())] }
+    }
+
+    fn make_set(&mut self, name: &str, set: &Set) {
+        self.sets += 1;
+        let mut attributes = vec![
+            SetAttribute::Table(self.table.clone()),
+            SetAttribute::Name(name.to_owned()),
+            SetAttribute::Id(self.sets),
+        ];
+        match set {
+            Set::Prefixes { family, .. } => {
+                let (kind, length) = match family {
+                    Family::Ipv4 => (TYPE_IPV4, 4),
+                    Family::Ipv6 => (TYPE_IPV6, 16),
+                };
+                attributes.push(SetAttribute::Flags(SetFlags::Interval));
+                attributes.extend([SetAttribute::KeyType(kind), SetAttribute::KeyLen(length)]);
+            }
+            Set::Marks(marks) => {
+                attributes.push(SetAttribute::Flags(SetFlags::Map));
+                attributes.extend([SetAttribute::KeyType(TYPE_INTEGER), SetAttribute::KeyLen(4)]);
+                attributes.extend([SetAttribute::DataType(TYPE_MARK), SetAttribute::DataLen(4)]);
+                attributes.push(SetAttribute::UserData(host_order()));
+                let size = u32::try_from(marks.len()).unwrap_or(u32::MAX);
+                attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
+            }
+        }
+        self.add(&format!("set {name} of "), NfTablesMessage::NewSet(SetMessage { attributes }), NLM_F_CREATE);
+        self.add_elements(name, all(set));
+    }
+
+    fn change_elements(&mut self, name: &str, old: &Set, new: &Set) {
+        if old == new {
+            return;
+        }
+        let (gone, come) = if let (Set::Marks(old), Set::Marks(new)) = (old, new) {
+            let changed = || old.iter().zip(new.iter()).zip(0..).filter(|((old, new), _)| old != new);
+            let gone = changed().map(|((old, _), slot)| mark(slot, *old)).collect();
+            (gone, changed().map(|((_, new), slot)| mark(slot, *new)).collect())
+        } else {
+            let (old, new) = (intervals(old), intervals(new));
+            let surplus =
+                |these: &BTreeSet<Interval>, those| these.difference(those).flat_map(Interval::elements).collect();
+            (surplus(&old, &new), surplus(&new, &old))
+        };
+        for elements in chunks(gone) {
+            let message = self.elements(name, elements);
+            self.add(&format!("elements to delete of set {name} of "), NfTablesMessage::DeleteSetElement(message), 0);
+        }
+        self.add_elements(name, come);
+    }
+
+    fn add_elements(&mut self, name: &str, elements: Vec<Element>) {
+        for elements in chunks(elements) {
+            let message = self.elements(name, elements);
+            self.add(&format!("elements of set {name} of "), NfTablesMessage::NewSetElement(message), NLM_F_CREATE);
+        }
+    }
+
+    fn elements(&self, set: &str, elements: Vec<Element>) -> SetElementMessage {
+        let list = elements.into_iter().map(ListAttribute::Element).collect();
+        let names = [SetElementList::Table(self.table.clone()), SetElementList::Set(set.to_owned())];
+        SetElementMessage { attributes: names.into_iter().chain([SetElementList::Elements(list)]).collect() }
+    }
+
+    pub(super) fn make_chain(&mut self, name: &str, chain: &Chain) {
+        let mut attributes = vec![ChainAttribute::Table(self.table.clone()), ChainAttribute::Name(name.to_owned())];
+        if let Some(Hook { place, priority }) = chain.hook {
+            let place = HookAttribute::Number(hook(place).into());
+            // Two's complement, as C has it.
+            let priority = HookAttribute::Priority(u32::from_ne_bytes(priority.to_ne_bytes()));
+            attributes.extend([ChainAttribute::Hook(vec![place, priority]), ChainAttribute::Type("filter".to_owned())]);
+        }
+        self.add(&format!("chain {name} of "), NfTablesMessage::NewChain(ChainMessage { attributes }), NLM_F_CREATE);
+    }
+
+    fn flush_chain(&mut self, name: &str) {
+        let attributes = vec![RuleAttribute::Table(self.table.clone()), RuleAttribute::Chain(name.to_owned())];
+        self.add(&format!("rules of chain {name} of "), NfTablesMessage::DeleteRule(RuleMessage { attributes }), 0);
+    }
+
+    pub(super) fn add_rules(&mut self, chain: &str, rules: &[Rule]) {
+        for (rule, number) in rules.iter().zip(1..) {
+            let attributes = vec![
+                RuleAttribute::Table(self.table.clone()),
+                RuleAttribute::Chain(chain.to_owned()),
+                RuleAttribute::Expressions(rule.0.iter().map(expression::element).collect()),
+            ];
+            let what = format!("rule {number} of chain {chain} of ");
+            self.add(&what, NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND);
+        }
+    }
+}
+
+/// Whether only the elements differ.
+fn same_shape(old: &Set, new: &Set) -> bool {
+    match (old, new) {
+        (Set::Prefixes { family: old, .. }, Set::Prefixes { family: new, .. }) => old == new,
+        (Set::Marks(old), Set::Marks(new)) => old.len() == new.len(),
+        _ => false,
+    }
+}
+
+/// What the `nft` program reads to show slots and marks as numbers: "the key, and the data, are in the machine's order".
+fn host_order() -> Vec<u8> {
+    let attribute = |kind: u8| [kind, 4].into_iter().chain(1u32.to_ne_bytes());
+    attribute(0).chain(attribute(1)).collect()
+}
+
+const fn hook(place: Place) -> InetHookNumber {
+    match place {
+        Place::Prerouting => InetHookNumber::PreRouting,
+        Place::Input => InetHookNumber::LocalIn,
+        Place::Forward => InetHookNumber::Forward,
+        Place::Output => InetHookNumber::LocalOut,
+        Place::Postrouting => InetHookNumber::PostRouting,
+    }
+}
+
+/// The attributes of an element.
+type Element = Vec<SetElementAttribute>;
+
+/// A range of addresses of one family, as numbers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Interval {
+    first: u128,
+    last: u128,
+    /// Of an address.
+    bits: u32,
+}
+
+fn all(set: &Set) -> Vec<Element> {
+    match set {
+        Set::Prefixes { .. } => intervals(set).iter().flat_map(Interval::elements).collect(),
+        Set::Marks(marks) => (0..).zip(marks.iter()).map(|(slot, value)| mark(slot, *value)).collect(),
+    }
+}
+
+fn chunks(elements: Vec<Element>) -> impl Iterator<Item = Vec<Element>> {
+    let mut elements = elements.into_iter();
+    std::iter::from_fn(move || {
+        let chunk: Vec<_> = elements.by_ref().take(ELEMENTS_MAX).collect();
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+/// The result of a hash is a number in the machine's order, and so is a mark.
+fn mark(slot: u32, mark: u32) -> Element {
+    vec![
+        SetElementAttribute::Key(DataAttribute::Value(slot.to_ne_bytes().to_vec())),
+        SetElementAttribute::Data(DataAttribute::Value(mark.to_ne_bytes().to_vec())),
+    ]
+}
+
+/// The prefixes as ranges that neither overlap nor touch: the kernel takes no others.
+fn intervals(set: &Set) -> BTreeSet<Interval> {
+    let Set::Prefixes { family, elements } = set else { return BTreeSet::new() };
+    let bits = match family {
+        Family::Ipv4 => 32,
+        Family::Ipv6 => 128,
+    };
+    let of_family = elements.iter().filter(|prefix| Family::of(prefix) == *family);
+    let ranges: BTreeSet<(u128, u128)> =
+        of_family.map(|prefix| (number(prefix.network()), number(prefix.broadcast()))).collect();
+    let mut intervals: Vec<Interval> = Vec::new();
+    for (first, last) in ranges {
+        match intervals.last_mut() {
+            Some(before) if before.last.checked_add(1).is_none_or(|next| first <= next) => {
+                before.last = last.max(before.last);
+            }
+            _ => intervals.push(Interval { first, last, bits }),
+        }
+    }
+    intervals.into_iter().collect()
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+impl Interval {
+    /// Where it begins, and where what is not in it begins again: nowhere, if it reaches the last address.
+    fn elements(&self) -> Vec<Element> {
+        let mut elements = vec![vec![self.key(self.first)]];
+        if self.last < u128::MAX >> (128 - self.bits) {
+            elements.push(vec![self.key(self.last + 1), SetElementAttribute::Flags(SetElementFlags::IntervalEnd)]);
+        }
+        elements
+    }
+
+    fn key(&self, address: u128) -> SetElementAttribute {
+        let octets = address.to_be_bytes();
+        let octets = if self.bits == 32 { octets.iter().skip(12).copied().collect() } else { octets.to_vec() };
+        SetElementAttribute::Key(DataAttribute::Value(octets))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipnet::IpNet;
+
+    use super::*;
+    use crate::nft::{Address, Queue, QueueForm};
+
+    fn prefixes<const N: usize>(family: Family, texts: [&str; N]) -> Set {
+        let elements: BTreeSet<IpNet> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        Set::Prefixes { family, elements }
+    }
+
+    /// First and last address of each interval.
+    fn spans(set: &Set) -> Vec<(u128, u128)> {
+        intervals(set).into_iter().map(|interval| (interval.first, interval.last)).collect()
+    }
+
+    #[test]
+    fn prefixes_that_overlap_or_touch_are_one_interval() {
+        let set = prefixes(Family::Ipv4, ["20.0.0.0/24", "20.0.0.7/32", "20.0.1.0/24", "20.0.3.0/32", "20.0.0.0/25"]);
+        assert_eq!(spans(&set), [(0x1400_0000, 0x1400_01ff), (0x1400_0300, 0x1400_0300)]);
+        assert_eq!(spans(&prefixes(Family::Ipv6, ["::/0", "2000::1/128"])), [(0, u128::MAX)]);
+        assert_eq!(spans(&prefixes(Family::Ipv6, ["20.0.0.1/32"])), []);
+    }
+
+    #[test]
+    fn an_interval_that_reaches_the_last_address_has_no_end() {
+        let ends = |set: &Set| all(set).len();
+        assert_eq!(ends(&prefixes(Family::Ipv4, ["128.0.0.0/1"])), 1);
+        assert_eq!(ends(&prefixes(Family::Ipv4, ["0.0.0.0/1"])), 2);
+        assert_eq!(ends(&prefixes(Family::Ipv6, ["ffff::/16"])), 1);
+    }
+
+    fn table() -> Table {
+        let queue = Queue { first: 0, total: 1, bypass: false, fanout: false, form: QueueForm::Native };
+        let rule = Rule::new().address_in(Family::Ipv4, Address::Destination, "vips").queue(queue);
+        Table::new("t")
+            .set("vips", prefixes(Family::Ipv4, ["20.0.0.1/32", "20.0.0.5/32"]))
+            .set("slots", Set::Marks([1, 2, 3].into()))
+            .chain("c", Chain::at(Place::Prerouting, 0, vec![rule]))
+    }
+
+    fn names(batch: &Batch) -> Vec<&str> {
+        batch.parts.iter().map(|part| part.what.as_str()).collect()
+    }
+
+    fn change(to: &Table) -> Option<Vec<String>> {
+        Batch::difference(to, &table()).map(|batch| names(&batch).into_iter().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn an_equal_table_needs_nothing() {
+        assert_eq!(change(&table()), Some(vec![]));
+    }
+
+    #[test]
+    fn a_changed_set_is_its_changed_elements() {
+        let more = table().set("vips", prefixes(Family::Ipv4, ["20.0.0.1/32", "20.0.0.9/32"]));
+        let parts = ["elements to delete of set vips of table t", "elements of set vips of table t"];
+        assert_eq!(change(&more), Some(parts.map(str::to_owned).to_vec()));
+        let batch = Batch::difference(&more, &table()).unwrap();
+        let count = |part: &Part| match &part.message {
+            NfTablesMessage::NewSetElement(list) | NfTablesMessage::DeleteSetElement(list) => {
+                let elements = list.attributes.iter().find_map(|attribute| match attribute {
+                    SetElementList::Elements(elements) => Some(elements.len()),
+                    _ => None,
+                });
+                elements.unwrap()
+            }
+            _ => 0,
+        };
+        assert_eq!(batch.parts.iter().map(count).collect::<Vec<_>>(), [2, 2], "begin and end of one interval each");
+        let slots = table().set("slots", Set::Marks([1, 9, 3].into()));
+        let batch = Batch::difference(&slots, &table()).unwrap();
+        assert_eq!(batch.parts.iter().map(count).collect::<Vec<_>>(), [1, 1]);
+    }
+
+    #[test]
+    fn changed_rules_are_a_flushed_chain() {
+        let mut other = table();
+        other.chains.get_mut("c").unwrap().rules.push(Rule::new().counter());
+        let parts = ["rules of chain c of table t", "rule 1 of chain c of table t", "rule 2 of chain c of table t"];
+        assert_eq!(change(&other), Some(parts.map(str::to_owned).to_vec()));
+    }
+
+    #[test]
+    fn a_changed_shape_is_a_new_table() {
+        assert_eq!(change(&table().set("slots", Set::Marks([1, 2].into()))), None);
+        assert_eq!(change(&table().chain("c", Chain::at(Place::Prerouting, 1, vec![]))), None);
+        let mut fewer = table();
+        fewer.sets.remove("slots");
+        assert_eq!(change(&fewer), None);
+    }
+
+    #[test]
+    fn many_elements_are_many_messages() {
+        let batch = Batch::whole(&Table::new("t").set("slots", Set::Marks(vec![1; 65537].into())));
+        assert_eq!(batch.parts.len(), 3 + 1 + 65537usize.div_ceil(ELEMENTS_MAX));
+    }
+}

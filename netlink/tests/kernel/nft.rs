@@ -1,0 +1,248 @@
+//! nftables: what a table does to packets, how it changes, and what the kernel refuses.
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use martlet_netlink::Error;
+use martlet_netlink::Family::{self, Ipv4, Ipv6};
+use martlet_netlink::nft::{Address, Chain, Connection, Expression, Place, Queue, QueueForm, Rule, Set, Slots, Table};
+
+use crate::sys::{in_namespace, ip, run};
+
+fn prefixes<const N: usize>(family: Family, texts: [&str; N]) -> Set {
+    Set::Prefixes { family, elements: texts.iter().map(|text| text.parse().unwrap()).collect() }
+}
+
+/// Drops what this machine sends to an address of a set.
+fn dropping(four: Set, six: Set) -> Table {
+    let rules = vec![
+        Rule::new().address_in(Ipv4, Address::Destination, "four").counter().discard(),
+        Rule::new().address_in(Ipv6, Address::Destination, "six").counter().discard(),
+    ];
+    Table::new("test").set("four", four).set("six", six).chain("output", Chain::at(Place::Output, -150, rules))
+}
+
+/// Whether a datagram to this address leaves.
+fn leaves(address: &str) -> bool {
+    let from = if address.contains(':') { "[::1]:0" } else { "127.0.0.1:0" };
+    let address = if address.contains(':') { format!("[{address}]:4000") } else { format!("{address}:4000") };
+    UdpSocket::bind(from).unwrap().send_to(b"x", address).is_ok()
+}
+
+/// Which of these addresses datagrams do not reach.
+fn stopped<const N: usize>(addresses: [&str; N]) -> Vec<&str> {
+    addresses.into_iter().filter(|address| !leaves(address)).collect()
+}
+
+fn everywhere_is_here() {
+    ip("route add local 20.0.0.0/8 dev lo");
+    ip("-6 route add local 2000::/16 dev lo");
+}
+
+#[test]
+fn a_set_matches_its_prefixes_and_nothing_beside_them() {
+    in_namespace("a_set_matches_its_prefixes_and_nothing_beside_them", async || {
+        everywhere_is_here();
+        let mut nft = Connection::open().unwrap();
+        let four = prefixes(Ipv4, ["20.0.0.4/30", "20.0.0.5/32", "20.0.0.8/32", "20.9.0.0/16"]);
+        let six = prefixes(Ipv6, ["2000::10/124", "2000::1/128"]);
+        nft.apply(&dropping(four, six), None).unwrap();
+        let four =
+            ["20.0.0.3", "20.0.0.4", "20.0.0.8", "20.0.0.9", "20.8.255.255", "20.9.0.0", "20.9.255.255", "20.10.0.0"];
+        assert_eq!(stopped(four), ["20.0.0.4", "20.0.0.8", "20.9.0.0", "20.9.255.255"]);
+        let six = ["2000::", "2000::1", "2000::2", "2000::f", "2000::10", "2000::1f", "2000::20"];
+        assert_eq!(stopped(six), ["2000::1", "2000::10", "2000::1f"]);
+    });
+}
+
+#[test]
+fn elements_come_and_go_without_touching_the_rest() {
+    in_namespace("elements_come_and_go_without_touching_the_rest", async || {
+        everywhere_is_here();
+        let mut nft = Connection::open().unwrap();
+        let first = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
+        nft.apply(&first, None).unwrap();
+        assert_eq!(stopped(["20.0.0.1", "20.0.0.2", "20.0.0.3", "2000::1"]), ["20.0.0.1"]);
+        let second = dropping(prefixes(Ipv4, ["20.0.0.1/32", "20.0.0.2/31"]), prefixes(Ipv6, ["2000::1/128"]));
+        nft.apply(&second, Some(&first)).unwrap();
+        assert_eq!(
+            stopped(["20.0.0.1", "20.0.0.2", "20.0.0.3", "2000::1"]),
+            ["20.0.0.1", "20.0.0.2", "20.0.0.3", "2000::1"]
+        );
+        // The rules are still the first ones: their counters went on.
+        let listing = run("nft", "list table inet test");
+        assert!(listing.contains("counter packets 4"), "{listing}");
+        let third = dropping(prefixes(Ipv4, ["20.0.0.3/32"]), prefixes(Ipv6, ["::/0"]));
+        nft.apply(&third, Some(&second)).unwrap();
+        assert_eq!(
+            stopped(["20.0.0.1", "20.0.0.2", "20.0.0.3", "2000::1", "2000::2"]),
+            ["20.0.0.3", "2000::1", "2000::2"]
+        );
+        nft.apply(&first, Some(&third)).unwrap();
+        assert_eq!(stopped(["20.0.0.1", "20.0.0.2", "20.0.0.3", "2000::1"]), ["20.0.0.1"]);
+    });
+}
+
+#[test]
+fn a_table_is_replaced_whole_or_rule_by_rule_and_deleted() {
+    in_namespace("a_table_is_replaced_whole_or_rule_by_rule_and_deleted", async || {
+        everywhere_is_here();
+        let mut nft = Connection::open().unwrap();
+        let first = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
+        assert!(!nft.exists("test").unwrap());
+        nft.apply(&first, None).unwrap();
+        assert!(nft.exists("test").unwrap());
+        // The leftovers of one who died: adopted by replacing them.
+        nft.apply(&first, None).unwrap();
+        assert_eq!(stopped(["20.0.0.1", "20.0.0.2"]), ["20.0.0.1"]);
+        // Another rule, a jump into a new chain.
+        let mut second = first.clone().chain("more", Chain { hook: None, rules: vec![Rule::new().discard()] });
+        let jump = Rule::new().family(Ipv4).protocol(17).then(Expression::Jump("more".to_owned()));
+        second.chains.get_mut("output").unwrap().rules = vec![jump];
+        nft.apply(&second, Some(&first)).unwrap();
+        assert_eq!(stopped(["20.0.0.1", "20.0.0.2", "2000::1"]), ["20.0.0.1", "20.0.0.2"]);
+        // Somebody flushed it behind our back: the whole is made again.
+        run("nft", "delete table inet test");
+        let mut third = second.clone();
+        third.chains.get_mut("more").unwrap().rules = vec![];
+        nft.apply(&third, Some(&second)).unwrap();
+        assert_eq!(stopped(["20.0.0.1", "20.0.0.2"]), Vec::<&str>::new());
+        nft.delete("test").unwrap();
+        assert!(!nft.exists("test").unwrap());
+        nft.delete("test").unwrap();
+        assert_eq!(run("nft", "list ruleset"), "");
+    });
+}
+
+#[test]
+fn what_the_kernel_refuses_is_named_and_changes_nothing() {
+    in_namespace("what_the_kernel_refuses_is_named_and_changes_nothing", async || {
+        everywhere_is_here();
+        let mut nft = Connection::open().unwrap();
+        let good = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
+        nft.apply(&good, None).unwrap();
+        let mut bad = dropping(prefixes(Ipv4, ["20.0.0.2/32"]), prefixes(Ipv6, []));
+        let rules = &mut bad.chains.get_mut("output").unwrap().rules;
+        rules.push(Rule::new().address_in(Ipv4, Address::Source, "nosuch"));
+        rules.push(Rule::new().then(Expression::Jump("nowhere".to_owned())));
+        for previous in [None, Some(&good)] {
+            let error = nft.apply(&bad, previous).unwrap_err().to_string();
+            assert!(
+                error.starts_with("the kernel refuses rule 3 of chain output of table test: No such file"),
+                "{error}"
+            );
+            assert_eq!(stopped(["20.0.0.1", "20.0.0.2"]), ["20.0.0.1"]);
+        }
+    });
+}
+
+#[test]
+fn the_slot_of_a_flow_gives_the_mark() {
+    in_namespace("the_slot_of_a_flow_gives_the_mark", async || {
+        everywhere_is_here();
+        let mut nft = Connection::open().unwrap();
+        let slots = Slots { modulus: 4099, seed: 0x1234, map: "slots".to_owned() };
+        let all = |six: &str| {
+            let rules = vec![
+                Rule::new()
+                    .address_in(Ipv4, Address::Destination, "four")
+                    .first_fragment()
+                    .protocol(17)
+                    .set_mark_by_flow(Ipv4, &slots),
+                Rule::new().address_in(Ipv6, Address::Destination, six).protocol(17).set_mark_by_flow(Ipv6, &slots),
+                Rule::new().mark(7).discard(),
+            ];
+            Chain::at(Place::Output, -150, rules)
+        };
+        let first = Table::new("test")
+            .set("four", prefixes(Ipv4, ["20.0.0.0/8"]))
+            .set("six", prefixes(Ipv6, ["2000::/16"]))
+            .set("slots", Set::Marks(vec![7; 4099].into()))
+            .chain("output", all("six"));
+        nft.apply(&first, None).unwrap();
+        let targets = ["20.0.0.1", "20.0.0.2", "127.0.0.1", "2000::1", "::1"];
+        assert_eq!(stopped(targets), ["20.0.0.1", "20.0.0.2", "2000::1"]);
+        let second = first.clone().set("slots", Set::Marks(vec![8; 4099].into()));
+        nft.apply(&second, Some(&first)).unwrap();
+        assert_eq!(stopped(targets), Vec::<&str>::new());
+        // Half of the slots: some flows, not all.
+        let half = (0..4099).map(|slot| if slot % 2 == 0 { 7 } else { 8 }).collect();
+        let third = first.clone().set("slots", Set::Marks(half));
+        nft.apply(&third, Some(&second)).unwrap();
+        let count = (0..200).filter(|_| leaves("20.0.0.1")).count();
+        assert!((20..180).contains(&count), "{count} of 200 flows");
+    });
+}
+
+#[test]
+fn the_probe_finds_a_form_that_works_and_leaves_nothing() {
+    in_namespace("the_probe_finds_a_form_that_works_and_leaves_nothing", async || {
+        let mut nft = Connection::open().unwrap();
+        let form = nft.probe_queue().unwrap();
+        assert_eq!(run("nft", "list ruleset"), "");
+        let queue = |bypass| Queue { first: 7, total: 3, bypass, fanout: true, form };
+        let table = |bypass| {
+            let rules = vec![Rule::new().family(Ipv4).protocol(17).counter().queue(queue(bypass))];
+            Table::new("test").chain("output", Chain::at(Place::Output, -150, rules))
+        };
+        // Nobody listens: without bypass that is the end of the packet, with it the packet goes on.
+        let sink = UdpSocket::bind("127.0.0.1:4000").unwrap();
+        nft.apply(&table(false), None).unwrap();
+        assert!(leaves("127.0.0.1"));
+        nft.apply(&table(true), Some(&table(false))).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(b"second", "127.0.0.1:4000").unwrap();
+        sink.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut buffer = [0; 16];
+        let length = sink.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"second", "the first one was dropped");
+        nft.delete("test").unwrap();
+    });
+}
+
+#[test]
+fn a_form_that_this_kernel_lacks_is_refused_by_name() {
+    in_namespace("a_form_that_this_kernel_lacks_is_refused_by_name", async || {
+        let mut nft = Connection::open().unwrap();
+        let form = nft.probe_queue().unwrap();
+        let native = Queue { first: 0, total: 1, bypass: false, fanout: false, form: QueueForm::Native };
+        let table = Table::new("test").chain("c", Chain::at(Place::Input, 0, vec![Rule::new().queue(native)]));
+        match (form, nft.apply(&table, None)) {
+            (QueueForm::Native, Ok(())) => assert!(run("nft", "list table inet test").contains("queue to 0")),
+            (QueueForm::Xtables, Err(error @ Error::Refused { .. })) => {
+                assert!(error.to_string().starts_with("the kernel refuses rule 1 of chain c of table test"), "{error}");
+                assert!(!nft.exists("test").unwrap());
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn the_rules_that_put_fragments_together_are_accepted() {
+    in_namespace("the_rules_that_put_fragments_together_are_accepted", async || {
+        let mut nft = Connection::open().unwrap();
+        let rules = vec![Rule::defragment(Ipv4), Rule::defragment(Ipv6)];
+        nft.apply(&Table::new("test").chain("defragment", Chain::at(Place::Prerouting, -300, rules)), None).unwrap();
+        let listing = run("nft", "list table inet test");
+        assert!(listing.contains("tproxy ip to :1") && listing.contains("tproxy ip6 to :1"), "{listing}");
+    });
+}
+
+#[test]
+fn a_full_map_of_65537_slots_is_loaded_and_changed() {
+    in_namespace("a_full_map_of_65537_slots_is_loaded_and_changed", async || {
+        let mut nft = Connection::open().unwrap();
+        let table = |marks: Vec<u32>| Table::new("test").set("slots", Set::Marks(marks.into()));
+        let mut marks: Vec<u32> = (0..65537).map(|slot| 5000 + slot % 100).collect();
+        let first = table(marks.clone());
+        nft.apply(&first, None).unwrap();
+        marks.iter_mut().step_by(655).for_each(|mark| *mark = 5100);
+        nft.apply(&table(marks), Some(&first)).unwrap();
+        let listing = run("nft", "list map inet test slots");
+        let elements: BTreeSet<_> = listing.split([',', '{', '}']).filter(|part| part.contains(" : 0x")).collect();
+        assert_eq!(elements.len(), 65537);
+        assert_eq!(elements.iter().filter(|element| element.trim().ends_with("0x000013ec")).count(), 101);
+    });
+}
