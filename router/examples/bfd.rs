@@ -4,7 +4,7 @@
 //! bfd --interface ext0 --remote 169.254.100.150 --min-tx 300 --min-rx 300 --multiplier 5
 //! ```
 //!
-//! Prints one line for every event, with the time since the start in microseconds, and the counters at the end. Several
+//! Prints one line for every event, with `CLOCK_MONOTONIC` in microseconds, and the counters at the end. Several
 //! `--remote` are several sessions; without `--interface` they go over several hops. Lines on standard input change the
 //! running sessions: `set min-tx=50 min-rx=50 multiplier=3`, `admin-down`, `admin-up`, `status`; `quit` or its end stops.
 
@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use martlet_bfd::{Auth, AuthKey, AuthKind, SessionConfig, SessionId};
-use martlet_clock::Instant;
 use martlet_router::bfd_io::{BfdHandle, BfdThread, Event, Options, Status, now};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -87,8 +86,7 @@ fn change(config: &mut SessionConfig, name: &str, value: &str) -> Result<()> {
 
 async fn run(arguments: Arguments) -> Result<()> {
     let Arguments { sessions, mut config, stall_guard } = arguments;
-    let start = now();
-    let seed = start.as_nanos() ^ u64::from(std::process::id()).rotate_left(40);
+    let seed = now().as_nanos() ^ u64::from(std::process::id()).rotate_left(40);
     let (mut handle, status, mut events) = BfdThread::spawn_with(Options { stall_guard, ..Options::new(seed) })?;
     let wish = |config: &SessionConfig| -> BTreeMap<_, _> {
         sessions.iter().map(|session| (session.clone(), config.clone())).collect()
@@ -99,7 +97,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         tokio::select! {
             biased;
             event = events.recv() => match event {
-                Some(event) => tell(start, &event),
+                Some(event) => tell(&event),
                 None => break,
             },
             line = lines.next_line() => {
@@ -117,7 +115,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let statistics = handle.statistics();
     drop(handle);
     while let Ok(event) = events.try_recv() {
-        tell(start, &event);
+        tell(&event);
     }
     println!("{statistics:#?}");
     Ok(())
@@ -137,14 +135,14 @@ fn obey(
         })?,
         Some("admin-down") => config.admin_down = true,
         Some("admin-up") => config.admin_down = false,
-        Some("status") => println!("{:#?}\n{:#?}", status.borrow(), handle.statistics()),
+        Some("status") => println!("{:#?}\n{:#?}", *status.borrow(), handle.statistics()),
         _ => bail!("{line}: unknown"),
     }
     Ok(())
 }
 
-fn tell(start: Instant, event: &Event) {
-    let at = now().since(start).as_micros();
+fn tell(event: &Event) {
+    let at = now().as_nanos() / 1000;
     match event {
         Event::Changed(change) => println!(
             "{at} {} {:?} -> {:?} ({:?}, remote {:?})",

@@ -28,7 +28,7 @@ use martlet_bfd::{Change, Discard, SessionConfig, SessionId, SessionStatus, Sess
 use martlet_clock::Instant;
 use tokio::sync::{mpsc, watch};
 
-/// What is known of every session.
+/// What is known of every session. The channel is closed when the thread has ended: then nothing is known any more.
 pub type Status = Arc<BTreeMap<SessionId, SessionStatus>>;
 
 /// Events that wait for the log before further ones are dropped (and counted).
@@ -62,7 +62,7 @@ impl Options {
 pub enum Event {
     /// A session changed its state.
     Changed(Change),
-    /// The thread woke this much too late.
+    /// The thread woke this much too late (from 10 ms on).
     Stalled(Duration),
     /// An interface has no sockets; why.
     Problem(String),
@@ -87,7 +87,7 @@ pub struct Statistics {
     pub discarded: BTreeMap<Discard, u64>,
     /// How often a deadline came.
     pub wakeups: u64,
-    /// The worst lateness of a deadline: no packet left later than this after its time.
+    /// The worst lateness of a packet: none left later than this after its time.
     pub worst_lateness: Duration,
     /// How often the thread woke more than 2 ms late.
     pub stalls: u64,
@@ -162,7 +162,7 @@ impl BfdThread {
     }
 }
 
-/// The rest of the router's hold on the thread. Dropped: every session says AdminDown, then the thread ends.
+/// The rest of the router's hold on the thread. Dropped: every session says `AdminDown`, then the thread ends.
 #[derive(Debug)]
 pub struct BfdHandle {
     shared: Arc<Shared>,

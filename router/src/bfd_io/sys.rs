@@ -117,16 +117,13 @@ impl Inbox {
         let read = unsafe {
             libc::recvmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), room, libc::MSG_DONTWAIT, null_mut())
         };
-        match usize::try_from(read) {
-            Ok(read) => self.filled = read,
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
-                    return Err(error);
-                }
-            }
+        if let Ok(read) = usize::try_from(read) {
+            self.filled = read;
+            return Ok(read);
         }
-        Ok(self.filled)
+        let error = io::Error::last_os_error();
+        let nothing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+        if nothing { Ok(0) } else { Err(error) }
     }
 
     /// The datagrams that the last call of `receive` read.

@@ -21,6 +21,8 @@ use super::{Event, Options, Shared, Statistics, Status};
 
 /// A wake-up that is later than this is a stall.
 const STALL: Duration = Duration::from_millis(2);
+/// A stall that the log is told of.
+const TELL_STALL: Duration = Duration::from_millis(10);
 /// How often interfaces that are missing are looked for, and the status is compared although nothing changed its state.
 const REFRESH: Duration = Duration::from_secs(1);
 /// Batches that are read from one socket before another has its turn.
@@ -74,6 +76,10 @@ impl Loop {
                 self.timeout(late);
             }
             self.flush();
+            if let Some(deadline) = deadline.filter(|_| due) {
+                let lateness = sys::now().since(deadline);
+                self.statistics.worst_lateness = self.statistics.worst_lateness.max(lateness);
+            }
             self.tell_statistics();
         }
     }
@@ -127,12 +133,9 @@ impl Loop {
     fn read(&mut self) {
         for (place, pair) in self.sockets.open() {
             for _ in 0..TURN {
-                let read = match self.inbox.receive(pair.receive()) {
-                    Ok(read) => read,
-                    Err(_) => {
-                        self.statistics.receive_errors += 1;
-                        break;
-                    }
+                let Ok(read) = self.inbox.receive(pair.receive()) else {
+                    self.statistics.receive_errors += 1;
+                    break;
                 };
                 let now = sys::now();
                 for datagram in self.inbox.datagrams() {
@@ -157,13 +160,14 @@ impl Loop {
     fn timeout(&mut self, late: Duration) {
         let now = sys::now();
         self.statistics.wakeups += 1;
-        self.statistics.worst_lateness = self.statistics.worst_lateness.max(late);
         if late >= STALL {
             self.statistics.stalls += 1;
             self.statistics.worst_stall = self.statistics.worst_stall.max(late);
             if self.options.stall_guard {
                 self.sessions.handle(now, Input::Stalled(late));
             }
+        }
+        if late >= TELL_STALL {
             self.tell(Event::Stalled(late));
         }
         self.sessions.handle(now, Input::Timeout);
