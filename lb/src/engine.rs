@@ -122,12 +122,11 @@ impl Tables {
     /// The reason why it is dropped.
     pub fn decide(&self, octets: &[u8]) -> Result<(Choice, u32), Reason> {
         let packet = parse(octets)?;
-        let choice = match packet.content {
-            Content::Error(inner) => self.choose(&flow_of_error(&packet, inner)?, None),
-            _ => {
-                let flow = flow_of(&packet).ok_or(Reason::FragmentLost)?;
-                self.choose(&flow, Some(packet.transport))
-            }
+        let choice = if let Content::Error(inner) = packet.content {
+            self.choose(&flow_of_error(&packet, inner)?, None)
+        } else {
+            let flow = flow_of(&packet).ok_or(Reason::FragmentLost)?;
+            self.choose(&flow, Some(packet.transport))
         }?;
         Ok((choice, packet.length))
     }

@@ -81,7 +81,7 @@ fn words(address: IpAddr) -> [u32; 4] {
 
 /// `hash * slots >> 32`: a number below `slots`, as the kernel scales a hash.
 pub fn scale(hash: u32, slots: u32) -> u32 {
-    u32::try_from(u64::from(hash) * u64::from(slots) >> 32).unwrap_or_default()
+    u32::try_from((u64::from(hash) * u64::from(slots)) >> 32).unwrap_or_default()
 }
 
 /// lookup3 of `octets`.

@@ -5,6 +5,7 @@
 //! objects: tables and marks), [`rules`] (marks: routes and rules of the kernel). At the edge: [`queue`] (nfqueue, one
 //! thread a queue), [`readiness`] (the unix socket to the router), [`run`] (the wiring).
 
+pub mod control;
 pub mod counters;
 pub mod engine;
 pub mod flow;
@@ -12,5 +13,8 @@ pub mod hash;
 pub mod maglev;
 pub mod packet;
 pub mod queue;
+pub mod readiness;
+pub mod ready;
 pub mod rules;
+pub mod run;
 pub mod targets;

@@ -58,11 +58,11 @@ impl Size {
 
 /// The smallest prime that is not below `number`.
 fn next_prime(number: u32) -> u32 {
-    (number.max(2)..).find(|candidate| is_prime(*candidate)).unwrap_or(LARGEST_BY_DEFAULT)
+    (number.max(2)..=u32::MAX).find(|candidate| is_prime(*candidate)).unwrap_or(LARGEST_BY_DEFAULT)
 }
 
 fn is_prime(number: u32) -> bool {
-    number >= 2 && (2..).take_while(|divisor: &u32| divisor.saturating_mul(*divisor) <= number).all(|d| number % d != 0)
+    number >= 2 && (2..=number.isqrt()).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// A lookup table: slot -> identifier of an endpoint.
@@ -164,6 +164,7 @@ impl Table {
     }
 
     /// The table that remains when `identifier` leaves.
+    #[must_use]
     pub fn without(&self, identifier: u16) -> Self {
         Self::new(self.size, self.seed, self.identifiers.iter().copied().filter(|other| *other != identifier))
     }

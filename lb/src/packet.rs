@@ -80,12 +80,12 @@ pub enum Content<'a> {
         /// Of the receiver.
         destination: u16,
     },
-    /// An ICMP or ICMPv6 echo or its reply.
+    /// An echo of ICMP or `ICMPv6`, or its reply.
     Echo {
         /// Its identifier.
         id: u16,
     },
-    /// An ICMP or ICMPv6 error: the packet that it is about, as far as it is quoted.
+    /// An error of ICMP or `ICMPv6`: the packet that it is about, as far as it is quoted.
     Error(&'a [u8]),
     /// A fragment that is not the first: no transport header.
     LaterFragment,

@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use tokio::sync::Notify;
+
 use crate::counters::{Counters, Tally};
 use crate::engine::Tables;
 
@@ -82,6 +84,8 @@ struct Shared {
     turn: AtomicU64,
     tables: Mutex<Arc<Tables>>,
     stopped: AtomicBool,
+    /// Told after each answer.
+    answers: Notify,
     counters: Mutex<Counters>,
 }
 
@@ -112,6 +116,7 @@ impl Queues {
             turn: AtomicU64::new(1),
             tables: Mutex::new(tables),
             stopped: AtomicBool::new(false),
+            answers: Notify::new(),
             counters: Mutex::default(),
         });
         let mut queues = Self { shared, threads: Vec::new() };
@@ -183,6 +188,13 @@ impl Queues {
         self.threads.iter().all(|thread| thread.answered.load(Ordering::Acquire) >= turn)
     }
 
+    /// Waits until every thread has answered `turn`. Safe to drop.
+    pub async fn answered(&self, turn: u64) {
+        while !self.have_answered(turn) {
+            self.shared.answers.notified().await;
+        }
+    }
+
     /// The queues whose thread has not answered `turn`.
     pub fn silent(&self, turn: u64) -> Vec<u16> {
         let is_silent = |thread: &&Thread| thread.answered.load(Ordering::Acquire) < turn;
@@ -203,13 +215,21 @@ impl Queues {
     ///
     /// # Errors
     /// The first that a thread ended with.
-    pub fn stop(self) -> io::Result<Counters> {
+    pub fn stop(mut self) -> io::Result<Counters> {
         self.shared.stopped.store(true, Ordering::Release);
         self.poke();
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             thread.handle.join().unwrap_or_else(|_| Err(io::Error::other("queue thread panicked")))?;
         }
         Ok(lock(&self.shared.counters).clone())
+    }
+}
+
+/// Whoever forgets to stop them stops them anyway; their sockets close soon after.
+impl Drop for Queues {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Release);
+        self.poke();
     }
 }
 
@@ -238,6 +258,7 @@ impl Seat {
             self.tally.fold(self.queue, &self.tables, &mut lock(&self.shared.counters));
             self.tables = Arc::clone(&lock(&self.shared.tables));
             self.answered.store(turn, Ordering::Release);
+            self.shared.answers.notify_one();
         }
         !self.shared.stopped.load(Ordering::Acquire)
     }

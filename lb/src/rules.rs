@@ -68,8 +68,8 @@ impl Level {
 
 /// All marks that are as `mark` above the lowest `bits`.
 const fn marks(mark: u32, bits: u32) -> Mark {
-    let mask = u32::MAX << bits;
-    Mark { value: mark & mask, mask }
+    let high = u32::MAX << bits;
+    Mark { value: mark & high, mask: high }
 }
 
 /// Routes and rules that lead marks to endpoints.

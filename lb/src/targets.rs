@@ -128,9 +128,9 @@ pub struct Settings {
 }
 
 /// What packets and kernel are to be told of `view`. Maglev tables that are as in `before` are taken from there.
-pub fn targets<'a>(
+pub fn targets(
     view: &View,
-    links: impl Iterator<Item = &'a Link> + Clone,
+    links: &BTreeMap<u32, Link>,
     marks: &mut Marks,
     settings: &Settings,
     before: &Tables,
@@ -154,7 +154,7 @@ pub fn targets<'a>(
                 continue;
             };
             for address in addresses(endpoint) {
-                match way(address, block.first + identifier, links.clone(), settings) {
+                match way(address, block.first + identifier, links, settings) {
                     // A route is kept as long as the endpoint answers; new flows go to ready ones only.
                     Some(hop) if endpoint.ready || endpoint.serving => {
                         made.hops.insert(hop);
@@ -199,9 +199,10 @@ fn table(before: &Tables, size: Size, seed: Seed, members: BTreeSet<u16>, twin: 
 }
 
 /// The way to an endpoint: the named interface, else the one with the longest network around the address.
-fn way<'a>(address: IpAddr, mark: u32, links: impl Iterator<Item = &'a Link>, settings: &Settings) -> Option<Hop> {
+fn way(address: IpAddr, mark: u32, links: &BTreeMap<u32, Link>, settings: &Settings) -> Option<Hop> {
     let named = settings.internal_interface.as_deref();
     links
+        .values()
         .filter(|link| named.is_none_or(|name| *link.name == *name))
         .filter_map(|link| {
             let around =

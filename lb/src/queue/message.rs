@@ -1,4 +1,4 @@
-//! nfnetlink_queue in octets: what the kernel is told and what it tells. Knows no socket.
+//! `nfnetlink_queue` in octets: what the kernel is told and what it tells. Knows no socket.
 //!
 //! Numbers in netlink headers are of the machine's order, those of nfnetlink attributes are big endian.
 #![warn(clippy::indexing_slicing)]

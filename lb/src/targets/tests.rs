@@ -38,8 +38,12 @@ fn view(services: &[(&str, Service)]) -> View {
     }
 }
 
+fn by_index(links: &[Link]) -> BTreeMap<u32, Link> {
+    links.iter().map(|link| (link.index, link.clone())).collect()
+}
+
 fn look(view: &View, links: &[Link], settings: &Settings) -> Targets {
-    targets(view, links.iter(), &mut Marks::default(), settings, &Tables::default())
+    targets(view, &by_index(links), &mut Marks::default(), settings, &Tables::default())
 }
 
 #[test]
@@ -103,9 +107,9 @@ fn an_unchanged_table_is_not_built_again() {
     let links = [link(1, "i", &["10.0.0.9/24"])];
     let one = view(&[("a", service(10, &[(1, endpoint(Some("10.0.0.1"), None))]))]);
     let mut marks = Marks::default();
-    let first = targets(&one, links.iter(), &mut marks, &Settings::default(), &Tables::default());
+    let first = targets(&one, &by_index(&links), &mut marks, &Settings::default(), &Tables::default());
     let moved = view(&[("a", service(10, &[(1, endpoint(Some("10.0.0.2"), None))]))]);
-    let second = targets(&moved, links.iter(), &mut marks, &Settings::default(), &first.tables);
+    let second = targets(&moved, &by_index(&links), &mut marks, &Settings::default(), &first.tables);
     assert!(Arc::ptr_eq(&first.tables.services()[0].ipv4, &second.tables.services()[0].ipv4));
     assert_ne!(first.hops, second.hops);
 }

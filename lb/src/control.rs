@@ -1,0 +1,282 @@
+//! From a new view to the kernel, the queue threads and the router, in the order that loses nothing.
+//!
+//! First, what is no longer ready is told at once. Then routes and rules are added, the threads get the new tables, and
+//! nftables sends the VIPs' packets to them. Then what is ready now is told. At last, when every thread has let go of the
+//! old tables, routes and rules that nobody needs are removed, but nothing before the source has said what exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use martlet_api::accept;
+use martlet_api::objects::Objects;
+use martlet_api::view::{ObjectName, View};
+use martlet_netlink::link::sysctl;
+use martlet_netlink::nft::{self, Queue};
+use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
+
+use crate::counters::Counters;
+use crate::queue::Queues;
+use crate::readiness::Server;
+use crate::ready::{Facts, meanwhile, readiness};
+use crate::rules::{self, NFT_TABLE, nftables};
+use crate::targets::{Hop, Marks, Settings, Targets, targets};
+
+/// How long removals wait for a thread that has not taken the new tables.
+const LETTING_GO: Duration = Duration::from_secs(1);
+
+/// Everything that is changed by a new view.
+pub struct Control {
+    /// Whose view.
+    pub gateway: ObjectName,
+    /// How to look at it.
+    pub settings: Settings,
+    /// Routes and rules.
+    pub kernel: Kernel,
+    /// nftables.
+    pub nft: nft::Connection,
+    /// What nftables does with packets to VIPs.
+    pub queue: Queue,
+    /// The threads.
+    pub queues: Queues,
+    /// The socket to the router.
+    pub server: Server,
+    state: State,
+}
+
+/// What is remembered between two views.
+#[derive(Default)]
+struct State {
+    marks: Marks,
+    view: Option<View>,
+    targets: Targets,
+    facts: Facts,
+    /// Our routes and rules in the kernel.
+    have: BTreeSet<Object>,
+    /// Our nftables table in the kernel.
+    table: Option<nft::Table>,
+    told: BTreeSet<String>,
+    draining: bool,
+    /// Whether the queue threads answered when they were last asked.
+    alive: bool,
+}
+
+impl Control {
+    /// Nothing is known yet.
+    pub fn new(
+        gateway: ObjectName,
+        settings: Settings,
+        (kernel, nft): (Kernel, nft::Connection),
+        (queue, queues): (Queue, Queues),
+        server: Server,
+    ) -> Self {
+        Self { gateway, settings, kernel, nft, queue, queues, server, state: State::default() }
+    }
+
+    /// Reads links, routes and rules anew.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn look(&mut self) -> anyhow::Result<()> {
+        let snapshot = self.kernel.snapshot().await.context("the kernel's state cannot be read")?;
+        self.state.facts.links = snapshot.links;
+        self.state.have = snapshot.objects;
+        Ok(())
+    }
+
+    /// Takes note of what another did to our objects.
+    pub fn objects_changed(&mut self, changed: ObjectsChanged) {
+        for object in &changed.removed {
+            tracing::warn!(%object, "somebody deleted a kernel object of ours");
+            self.state.have.remove(object);
+        }
+        self.state.have.extend(changed.appeared);
+    }
+
+    /// Makes everything follow `objects` and the links.
+    pub async fn follow(&mut self, objects: &Objects) {
+        let view = accept::view(objects, &self.gateway);
+        let before = Arc::clone(&self.state.targets.tables);
+        let next = targets(&view, &self.state.facts.links, &mut self.state.marks, &self.settings, &before);
+        self.log(&view, &next);
+        let new_hops: Vec<Hop> = next.hops.difference(&self.state.targets.hops).copied().collect();
+        self.state.facts.blocked = forwarding();
+        self.state.facts.refused = BTreeSet::new();
+        let wanted = readiness(&view, &next, &self.state.facts, self.state.draining);
+        if let Some(last) = self.server.last() {
+            let meanwhile = meanwhile(last, &wanted);
+            if *last != meanwhile {
+                self.publish(&meanwhile);
+            }
+        }
+        self.state.view = Some(view);
+        self.state.targets = next;
+
+        let want = rules::objects(&self.state.targets);
+        let (removals, additions): (Vec<Change>, Vec<Change>) =
+            diff(&self.state.have, &want).into_iter().partition(|change| matches!(change, Change::Remove(_)));
+        self.apply(&additions).await;
+        let turn = self.queues.swap(Arc::clone(&self.state.targets.tables));
+        self.apply_nftables();
+        self.tell();
+        for hop in new_hops {
+            // So that the first packet finds the neighbour known; a kernel that cannot do it will ask by itself.
+            let _ = self.kernel.probe_neighbor(hop.interface, hop.address);
+        }
+        if objects.synced && !removals.is_empty() {
+            let let_go = tokio::time::timeout(LETTING_GO, self.queues.answered(turn)).await;
+            if let_go.is_err() {
+                tracing::warn!(queues = ?self.queues.silent(turn), "queue threads do not answer");
+            }
+            self.apply(&removals).await;
+            self.tell();
+        }
+    }
+
+    /// Tells the router what is ready, if that is news.
+    pub fn tell(&mut self) {
+        if let Some(view) = &self.state.view {
+            let now = readiness(view, &self.state.targets, &self.state.facts, self.state.draining);
+            if self.server.last() != Some(&now) {
+                self.publish(&now);
+            }
+        }
+    }
+
+    /// A sign of life: tells the router again.
+    pub fn beat(&mut self) {
+        if !self.state.alive {
+            tracing::info!("all queue threads answer");
+            self.state.alive = true;
+        }
+        if let Some(view) = &self.state.view {
+            let now = readiness(view, &self.state.targets, &self.state.facts, self.state.draining);
+            self.server.publish(&now);
+        }
+    }
+
+    /// The queue threads did not answer: the router hears nothing more, whatever changes.
+    pub fn fall_silent(&mut self, queues: &[u16]) {
+        if self.state.alive {
+            tracing::error!(?queues, "queue threads do not answer: the router is told nothing");
+        }
+        self.state.alive = false;
+    }
+
+    /// Says that we are about to end.
+    pub fn drain(&mut self) {
+        self.state.draining = true;
+        self.tell();
+    }
+
+    /// Removes everything that is ours and ends the threads: what they counted.
+    ///
+    /// # Errors
+    /// When something could not be removed.
+    pub async fn end(mut self) -> anyhow::Result<Counters> {
+        let cleaned = remove(&mut self.kernel, &mut self.nft).await;
+        let counters = self.queues.stop().context("a queue thread failed")?;
+        cleaned.map(|()| counters)
+    }
+
+    /// Publishes, unless the queue threads have fallen silent.
+    fn publish(&mut self, value: &martlet_api::readiness::Readiness) {
+        if !self.state.alive {
+            return;
+        }
+        for (vip, now) in &value.vips {
+            let before = self.server.last().and_then(|last| last.vips.get(vip));
+            if before.map(|before| before.ready) != Some(now.ready) {
+                tracing::info!(%vip, ready = now.ready, reason = now.reason, "VIP");
+            }
+        }
+        self.server.publish(value);
+    }
+
+    async fn apply(&mut self, changes: &[Change]) {
+        let failed = self.kernel.apply(changes).await;
+        let failed: Vec<(&Change, String)> = failed.iter().map(|(change, error)| (change, error.to_string())).collect();
+        for change in changes {
+            let error = failed.iter().find(|(failed, _)| *failed == change).map(|(_, error)| error);
+            let (gone, new) = match change {
+                Change::Add(object) => (None, Some(object)),
+                Change::Replace { from, to } => (Some(from), Some(to)),
+                Change::Remove(object) => (Some(object), None),
+            };
+            if let Some(error) = error {
+                tracing::error!(%error, "the kernel did not follow");
+                self.state.facts.refused.extend(new.cloned());
+            } else {
+                gone.map(|object| self.state.have.remove(object));
+                self.state.have.extend(new.cloned());
+            }
+        }
+    }
+
+    fn apply_nftables(&mut self) {
+        let table = nftables(&self.state.targets.vips, self.queue);
+        if self.state.table.as_ref() == Some(&table) {
+            return;
+        }
+        match self.nft.apply(&table, self.state.table.as_ref()) {
+            Ok(()) => self.state.table = Some(table),
+            Err(error) => {
+                tracing::error!(%error, "nftables does not follow");
+                self.state.table = None;
+                let reason = format!("nftables: {error}");
+                self.state.facts.blocked = Family::ALL.into_iter().map(|family| (family, reason.clone())).collect();
+            }
+        }
+    }
+
+    /// One line for each thing that changed.
+    fn log(&mut self, view: &View, next: &Targets) {
+        for complaint in next.complaints.difference(&self.state.told) {
+            tracing::warn!("{complaint}");
+        }
+        self.state.told.clone_from(&next.complaints);
+        for backend in next.tables.services() {
+            let was = self.state.targets.tables.services().iter().find(|old| old.service == backend.service);
+            for (family, now, was) in
+                [("IPv4", &backend.ipv4, was.map(|was| &was.ipv4)), ("IPv6", &backend.ipv6, was.map(|was| &was.ipv6))]
+            {
+                if was.is_some_and(|was| was.identifiers() == now.identifiers()) {
+                    continue;
+                }
+                let (identifiers, slots) = (now.identifiers(), now.size().slots());
+                let moved = was.map(|was| was.moves(now));
+                tracing::info!(service = %backend.service, family, ?identifiers, slots, ?moved, "Maglev table");
+            }
+        }
+        if self.state.view.as_ref().map(|view| view.exists) != Some(view.exists) {
+            tracing::info!(gateway = %view.gateway, exists = view.exists, "Gateway");
+        }
+    }
+}
+
+/// The families that this namespace does not forward, in words.
+fn forwarding() -> BTreeMap<Family, String> {
+    [(Family::Ipv4, "ipv4/ip_forward"), (Family::Ipv6, "ipv6/conf/all/forwarding")]
+        .into_iter()
+        .filter_map(|(family, name)| match sysctl::read(name) {
+            Ok(value) if value == "0" => Some((family, format!("sysctl net/{name} is 0: nothing is forwarded"))),
+            Ok(_) => None,
+            Err(error) => Some((family, error.to_string())),
+        })
+        .collect()
+}
+
+/// Removes everything that carries our protocol number, and our nftables table.
+///
+/// # Errors
+/// When something could not be removed.
+pub async fn remove(kernel: &mut Kernel, nft: &mut nft::Connection) -> anyhow::Result<()> {
+    nft.delete(NFT_TABLE).context("the nftables table cannot be deleted")?;
+    let have = kernel.snapshot().await.context("the kernel's state cannot be read")?.objects;
+    let failed = kernel.apply(&diff(&have, &BTreeSet::new())).await;
+    match failed.first() {
+        Some((_, error)) => anyhow::bail!("{} objects cannot be removed: {error}", failed.len()),
+        None => Ok(()),
+    }
+}

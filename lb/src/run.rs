@@ -1,0 +1,203 @@
+//! The wiring of the load balancer: source, kernel, queues, router; and its end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use martlet_api::readiness::{DEFAULT_SOCKET, HEARTBEAT};
+use martlet_api::source;
+use martlet_api::view::ObjectName;
+use martlet_netlink::nft::{self, Queue};
+use martlet_netlink::{Event, Events, Kernel};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::control::{Control, remove};
+use crate::engine::Tables;
+use crate::maglev::Size;
+use crate::queue::{Queues, Settings as QueueSettings};
+use crate::readiness::Server;
+use crate::rules::owner;
+use crate::targets::Settings;
+
+/// More deletions of our objects by others than this within a second: we wait a second before we answer.
+const CONFLICT: usize = 10;
+
+/// What the load balancer is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder of YAML.
+    pub config_dir: PathBuf,
+    /// Its Gateway.
+    pub gateway: ObjectName,
+    /// The interface to the endpoints; `None`: whichever has an address of their network.
+    pub internal_interface: Option<Arc<str>>,
+    /// Where the router connects: a `unix://` URL.
+    pub socket: String,
+    /// Queues and their loop.
+    pub queue: QueueSettings,
+    /// Packets pass unmarked when no thread listens, instead of being dropped by the queue.
+    pub bypass: bool,
+    /// The CPU of a packet picks its queue, instead of the hash of its addresses.
+    pub fanout: bool,
+    /// How long packets are forwarded after the router was told that we end.
+    pub drain: Duration,
+    /// Slots of each Maglev table, a prime; `None`: by the most endpoints that a Service may have.
+    pub table_size: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+        let last = u16::try_from(cpus - 1).unwrap_or_default();
+        Self {
+            config_dir: "/etc/martlet".into(),
+            gateway: ObjectName { namespace: "default".into(), name: "".into() },
+            internal_interface: None,
+            socket: DEFAULT_SOCKET.into(),
+            queue: QueueSettings { queues: 0..=last, ..QueueSettings::default() },
+            bypass: false,
+            fanout: false,
+            drain: Duration::from_secs(10),
+            table_size: None,
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// When it cannot start, or loses what it cannot work without.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let ended = async move {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => tracing::info!("SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("SIGINT"),
+        }
+    };
+    run_until(options, ended).await
+}
+
+/// Runs until `ended`, then drains. Works in the network namespace of the calling thread, on a runtime of one thread.
+///
+/// # Errors
+/// See [`run`].
+pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let size = options.table_size.map(Size::new).transpose()?;
+    let settings = Settings { internal_interface: options.internal_interface.clone(), size };
+    let (kernel, mut events) = Kernel::open(owner()).context("netlink")?;
+    let mut nft = nft::Connection::open().context("nftables")?;
+    let form = nft.probe_queue().context("no rule can send packets to a queue")?;
+    let (first, last) = (*options.queue.queues.start(), *options.queue.queues.end());
+    let total = last.checked_sub(first).map_or(0, |more| more + 1);
+    anyhow::ensure!(total > 0, "queues {first}:{last}: the first must not be after the last");
+    let queue = Queue { first, total, bypass: options.bypass, fanout: options.fanout, form };
+    let queues = Queues::start(&options.queue, Arc::new(Tables::default()))?;
+    let server = Server::start(&options.socket).await?;
+    tracing::info!(gateway = %options.gateway, socket = options.socket, ?queue, "load balancer starts");
+
+    let (mut objects, _source) = source::folder(options.config_dir.clone(), &options.gateway.namespace);
+    let mut control = Control::new(options.gateway.clone(), settings, (kernel, nft), (queue, queues), server);
+    control.look().await?;
+    let mut beats = interval(HEARTBEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The turn that the threads were last asked about, and whether the router still waits for the beat.
+    let mut asked = 0;
+    let mut owed = false;
+    let mut conflict = Conflict::default();
+    let mut deadline: Option<Instant> = None;
+    tokio::pin!(ended);
+    let mut dirty = true;
+    loop {
+        if dirty && conflict.may_act() {
+            dirty = false;
+            let current = Arc::clone(&objects.borrow_and_update());
+            control.follow(&current).await;
+        }
+        tokio::select! {
+            biased;
+            () = &mut ended, if deadline.is_none() => {
+                tracing::info!(seconds = options.drain.as_secs_f64(), "draining");
+                control.drain();
+                deadline = Some(Instant::now() + options.drain);
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
+            () = control.queues.answered(asked), if owed => {
+                owed = false;
+                control.beat();
+            }
+            event = events.next() => dirty |= on_event(&mut control, &mut events, event, &mut conflict).await?,
+            changed = objects.changed() => {
+                changed.context("the source of objects ended")?;
+                dirty = true;
+            }
+            _ = beats.tick() => {
+                anyhow::ensure!(!control.queues.has_failed(), "a queue thread ended");
+                if owed {
+                    control.fall_silent(&control.queues.silent(asked));
+                }
+                asked = control.queues.poke();
+                owed = true;
+            }
+        }
+    }
+    let counters = control.end().await?;
+    tracing::info!(?counters.drops, "load balancer ends");
+    Ok(())
+}
+
+/// Takes note of a hint of the kernel; whether there is something to do.
+async fn on_event(
+    control: &mut Control,
+    _events: &mut Events,
+    event: Event,
+    conflict: &mut Conflict,
+) -> anyhow::Result<bool> {
+    match event {
+        Event::LinksChanged | Event::Overrun => control.look().await?,
+        Event::ObjectsChanged(changed) => {
+            conflict.count(changed.removed.len());
+            control.objects_changed(changed);
+        }
+    }
+    Ok(true)
+}
+
+/// Somebody who deletes what we add, again and again.
+#[derive(Debug, Default)]
+struct Conflict {
+    since: Option<Instant>,
+    deletions: usize,
+}
+
+impl Conflict {
+    fn count(&mut self, deletions: usize) {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() > Duration::from_secs(1) {
+            *self = Self { since: Some(Instant::now()), deletions: 0 };
+        }
+        self.deletions += deletions;
+        if self.deletions > CONFLICT && self.deletions - deletions <= CONFLICT {
+            tracing::warn!(self.deletions, "KernelConflict: somebody keeps deleting our routes and rules");
+        }
+    }
+
+    /// Looked at with every beat at the latest.
+    fn may_act(&self) -> bool {
+        self.deletions <= CONFLICT || self.since.is_none_or(|since| since.elapsed() > Duration::from_secs(1))
+    }
+}
+
+/// Removes everything that a load balancer left in the kernel, in the network namespace of the calling thread.
+///
+/// # Errors
+/// When something could not be removed.
+pub async fn clean() -> anyhow::Result<()> {
+    let (mut kernel, _events) = Kernel::open(owner()).context("netlink")?;
+    let mut nft = nft::Connection::open().context("nftables")?;
+    remove(&mut kernel, &mut nft).await
+}

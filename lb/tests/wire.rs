@@ -1,0 +1,96 @@
+//! The load balancer on real packets: a client, the queue, applications; each test in namespaces of its own. Needs root.
+
+#[path = "wire/lab.rs"]
+mod lab;
+#[path = "wire/sys.rs"]
+mod sys;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use lab::{Connection, Lab, VIP4, VIP6, eventually};
+use martlet_lb::hash::{Flow, Seed};
+use martlet_lb::maglev::{Size, Table};
+use martlet_lb::queue::Loop;
+
+/// The application that the wire contract chooses for a TCP connection of the client.
+fn expected(vip: IpAddr, port: u16, ready: &BTreeSet<u8>) -> u8 {
+    let seed = Seed::of_gateway("default", "sllb-a");
+    let table = Table::new(Size::for_endpoints(100), seed, ready.iter().map(|number| u16::from(*number)));
+    let source = if vip.is_ipv4() { "192.168.1.1" } else { "fd01::1" }.parse().unwrap();
+    let flow = Flow { source, destination: vip, protocol: 6, source_port: port, destination_port: 4000 };
+    u8::try_from(table.lookup(flow.hash(seed)).unwrap()).unwrap()
+}
+
+fn everybody_answers(lab: &Lab, ready: &BTreeSet<u8>) {
+    for vip in [VIP4, VIP6] {
+        for connection in lab.connect(vip, 60) {
+            assert_eq!(connection.application, expected(vip, connection.local.port(), ready), "{}", connection.local);
+        }
+        let answered: BTreeSet<u8> = lab.exchange(vip, 60).into_iter().collect();
+        assert_eq!(answered, *ready, "UDP to {vip}");
+    }
+}
+
+#[test]
+fn every_packet_is_answered_and_flows_of_those_who_stay_stay() {
+    let lab = Lab::new("stay", 3);
+    let all: BTreeSet<u8> = [1, 2, 3].into();
+    lab.configure(&BTreeSet::new());
+    let mut lb = lab.start(|_| {});
+    lab.wait_ready(false);
+    lab.configure(&all);
+    lab.wait_ready(true);
+    everybody_answers(&lab, &all);
+    for vip in [VIP4, VIP6] {
+        let (answered, text) = lab.run(&lab.client(), &format!("ping -n -c 3 -i 0.2 -W 10 {vip}"));
+        assert!(answered && text.contains(" 0% packet loss"), "{text}");
+    }
+
+    // Application 3 leaves.
+    let mut connections: Vec<(IpAddr, Connection)> =
+        [VIP4, VIP6].into_iter().flat_map(|vip| lab.connect(vip, 60).into_iter().map(move |one| (vip, one))).collect();
+    let some: BTreeSet<u8> = [1, 2].into();
+    lab.configure(&some);
+    for table in ["ip", "ip -6"] {
+        eventually("the route to application 3 is gone", || {
+            !lab.run(&lab.lb(), &format!("{table} route show table 5003")).1.contains("default")
+        });
+    }
+    let mut stayed = 0;
+    for (vip, connection) in &mut connections {
+        if connection.application == expected(*vip, connection.local.port(), &some) {
+            assert_eq!(connection.ask(), Some(connection.application), "{}", connection.local);
+            stayed += 1;
+        }
+    }
+    assert!(stayed > 60, "two thirds of 120 and a few less: {stayed}");
+    everybody_answers(&lab, &some);
+
+    // The end: told, forwarded on, then nothing is left.
+    let heard = lab.router();
+    lb.say_end();
+    assert!(heard.take(20).any(|value| value.draining), "the router is told");
+    assert_eq!(lab.exchange(VIP4, 5).len(), 5);
+    lb.wait().unwrap();
+    let (listed, _) = lab.run(&lab.lb(), "nft list table inet martlet-lb");
+    assert!(!listed, "the nftables table is gone");
+    for family in ["ip", "ip -6"] {
+        assert!(!lab.run(&lab.lb(), &format!("{family} rule")).1.contains("fwmark"));
+        assert!(!lab.run(&lab.lb(), &format!("{family} route show table all")).1.contains("table 500"));
+    }
+}
+
+#[test]
+fn the_loop_of_the_crate_nfq_serves_as_well() {
+    let lab = Lab::new("nfq", 2);
+    let all: BTreeSet<u8> = [1, 2].into();
+    lab.configure(&all);
+    let lb = lab.start(|options| {
+        options.queue.queue_loop = Loop::Nfq;
+        options.queue.queues = 0..=0;
+    });
+    lab.wait_ready(true);
+    everybody_answers(&lab, &all);
+    lb.end().unwrap();
+}
