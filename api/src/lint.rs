@@ -10,7 +10,7 @@ use crate::accept;
 use crate::crd::SERVICE_LABEL;
 use crate::objects::Kind;
 use crate::read::Key;
-use crate::source::{Shelf, read_folder};
+use crate::source::{FILE, Shelf, read_folder};
 use crate::view::{Condition, ObjectName};
 
 /// Something that is wrong, or does not do what it seems to say.
@@ -31,7 +31,10 @@ impl fmt::Display for Fault {
         if let Some(file) = &self.file {
             write!(f, "{file}: ")?;
         }
-        write!(f, "{} {}: {}", self.kind, self.object, self.message)
+        match self.kind.as_str() {
+            FILE => write!(f, "{}: {}", self.object, self.message),
+            kind => write!(f, "{kind} {}: {}", self.object, self.message),
+        }
     }
 }
 
@@ -79,10 +82,21 @@ pub fn lint(dir: &Path) -> Vec<Fault> {
 }
 
 fn fault(shelf: &Shelf, condition: Condition) -> Fault {
-    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == &*condition.kind);
-    let key = kind.map(|kind| Key { kind, name: condition.object.clone() });
-    let file = key.and_then(|key| shelf.file_of(&key)).map(str::to_owned);
-    // What the reading itself refused names its file already.
-    let file = file.filter(|file| !condition.message.starts_with(&format!("{file}: ")));
-    Fault { file, kind: condition.kind.to_string(), object: condition.object, message: condition.message.to_string() }
+    let kind = condition.kind.to_string();
+    let mut message = condition.message.to_string();
+    if kind == FILE {
+        // The file is the object.
+        return Fault { file: None, kind, object: condition.object, message };
+    }
+    // What the reading refused begins with its file; what the acceptance refused knows none.
+    let told = shelf.files().find(|file| message.starts_with(&format!("{file}: "))).map(str::to_owned);
+    if let Some(told) = &told {
+        message.drain(..told.len() + 2);
+    }
+    let key = Kind::ALL
+        .into_iter()
+        .find(|known| known.name() == kind)
+        .map(|kind| Key { kind, name: condition.object.clone() });
+    let file = told.or_else(|| key.and_then(|key| shelf.file_of(&key)).map(str::to_owned));
+    Fault { file, kind, object: condition.object, message }
 }

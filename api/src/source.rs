@@ -8,4 +8,5 @@ mod shelf;
 
 pub use folder::folder;
 pub(crate) use folder::read as read_folder;
+pub(crate) use shelf::FILE;
 pub use shelf::Shelf;

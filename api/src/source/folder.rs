@@ -189,3 +189,30 @@ fn text(path: &Path) -> std::io::Result<String> {
     fs::File::open(path)?.take(MAX_TEXT + 1).read_to_string(&mut text)?;
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{CreateKind, DataChange, ModifyKind, RenameMode};
+
+    use super::*;
+
+    #[test]
+    fn our_own_reading_is_no_event() {
+        let read = [AccessKind::Open(AccessMode::Any), AccessKind::Close(AccessMode::Read), AccessKind::Read];
+        assert!(!read.into_iter().any(|kind| is_change(EventKind::Access(kind))));
+        assert!(is_change(EventKind::Access(AccessKind::Close(AccessMode::Write))));
+        assert!(is_change(EventKind::Create(CreateKind::File)));
+        assert!(is_change(EventKind::Modify(ModifyKind::Data(DataChange::Any))));
+        assert!(is_change(EventKind::Modify(ModifyKind::Name(RenameMode::To))));
+    }
+
+    #[test]
+    fn yaml_and_json_are_ours() {
+        for name in ["a.yaml", "a.yml", "a.b.json"] {
+            assert!(is_ours(name), "{name}");
+        }
+        for name in [".a.yaml", "..data", "a.yaml~", "#a.yaml#", "a.yaml.swp", "yaml", "a.txt"] {
+            assert!(!is_ours(name), "{name}");
+        }
+    }
+}

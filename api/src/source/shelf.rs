@@ -43,6 +43,11 @@ impl Shelf {
         self.files.iter().find(|(_, objects)| objects.contains_key(key)).map(|(file, _)| file.as_str())
     }
 
+    /// The names of the files.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
     /// Everything is kept, because the folder cannot be read.
     pub fn keep(&mut self, folder: &str, why: &str) {
         self.objects.conditions.retain(|condition| &*condition.reason != "Unreadable");
