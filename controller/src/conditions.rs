@@ -41,7 +41,8 @@ impl Say {
 
 /// The conditions to be written: the time of the last transition stays where the status stays.
 pub fn conditions(existing: &[Condition], say: &[Say], generation: Option<i64>, now: &Time) -> Vec<Condition> {
-    say.iter()
+    let mut said: Vec<_> = say
+        .iter()
         .map(|say| {
             let old = existing.iter().find(|old| old.type_ == say.condition);
             let same = old.filter(|old| old.status == say.status());
@@ -54,7 +55,14 @@ pub fn conditions(existing: &[Condition], say: &[Say], generation: Option<i64>, 
                 last_transition_time: same.map_or_else(|| now.clone(), |old| old.last_transition_time.clone()),
             }
         })
-        .collect()
+        .collect();
+    sort(&mut said);
+    said
+}
+
+/// Puts conditions in the order in which they are compared: the server keeps none.
+pub fn sort(conditions: &mut [Condition]) {
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
 }
 
 fn shortened(message: &str) -> String {

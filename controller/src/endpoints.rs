@@ -121,11 +121,6 @@ fn selects(selector: &BTreeMap<&str, &str>, pod: &Pod) -> bool {
     selector.iter().all(|(key, value)| pod.labels().get(*key).is_some_and(|label| label == value))
 }
 
-/// Whether `service` selects `pod`.
-pub fn is_selected(service: &Service, pod: &Pod) -> bool {
-    selector(service).is_some_and(|selector| selects(&selector, pod))
-}
-
 /// It ran to its end: its address may be another's already.
 fn finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());

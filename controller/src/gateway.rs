@@ -2,21 +2,34 @@
 //!
 //! Pure. What pods and Deployments there are is told by others; listeners are information only, no value of them changes anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use martlet_api::accept::ACCEPTED;
+use martlet_api::crd::MAX_ENDPOINTS_ANNOTATION;
 use martlet_api::view::View;
 use serde::{Deserialize, Serialize};
 
-use crate::conditions::{Say, conditions};
+use crate::conditions::{Say, conditions, sort};
 use crate::networks::Problem;
 
 /// The most addresses that a Gateway's status may hold.
 pub const MOST_ADDRESSES: usize = 16;
 /// The longest name of a Gateway: its name is the value of a label.
 pub const LONGEST_NAME: usize = 63;
+
+/// The types of the conditions that we write.
+const CONDITIONS: [&str; 8] = [
+    ACCEPTED,
+    "Programmed",
+    "Ready",
+    "NetworksResolved",
+    "SubnetsAccepted",
+    "AddressesTruncated",
+    "PodsAttached",
+    "EndpointsAccepted",
+];
 
 /// What we write of a Gateway's status.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +43,19 @@ pub struct Status {
     /// One for each listener.
     #[serde(default)]
     pub listeners: Vec<Listener>,
+}
+
+impl Status {
+    /// What is ours of a status, in the order in which it is compared.
+    #[must_use]
+    pub fn ours(mut self) -> Self {
+        self.conditions.retain(|condition| CONDITIONS.contains(&condition.type_.as_str()));
+        sort(&mut self.conditions);
+        for listener in &mut self.listeners {
+            sort(&mut listener.conditions);
+        }
+        self
+    }
 }
 
 /// A VIP.
@@ -100,8 +126,10 @@ pub struct Known<'a> {
     pub deployed: &'a Deployed,
     /// Load-balancer pods without an address where the endpoints are: pod, and what is missing.
     pub unattached: &'a BTreeMap<String, String>,
+    /// What is wrong with Services and the network status of their pods.
+    pub services: &'a [String],
     /// Services with more pods than they may have: Service, and the pods that are left out.
-    pub over_capacity: &'a BTreeMap<String, Vec<String>>,
+    pub over_capacity: &'a BTreeMap<String, BTreeSet<String>>,
 }
 
 /// The status of a Gateway of ours.
@@ -128,13 +156,7 @@ pub fn gateway_status(known: &Known<'_>, existing: &Status, now: &Time) -> Statu
     if !known.unattached.is_empty() {
         say.push(Say::new("PodsAttached", false, "AddressMissing", listed(known.unattached.values())));
     }
-    if !known.over_capacity.is_empty() {
-        let told = known
-            .over_capacity
-            .iter()
-            .map(|(service, pods)| format!("Service {service} has no identifier for {}", pods.join(", ")));
-        say.push(Say::new("CapacityExceeded", true, "CapacityExceeded", listed(told)));
-    }
+    say.extend(endpoints(known));
     let shown = vips.iter().take(MOST_ADDRESSES);
     Status {
         addresses: shown.map(|vip| Address { type_: "IPAddress".to_owned(), value: vip.clone() }).collect(),
@@ -143,9 +165,21 @@ pub fn gateway_status(known: &Known<'_>, existing: &Status, now: &Time) -> Statu
     }
 }
 
+/// Whether every pod of every Service is an endpoint.
+fn endpoints(known: &Known<'_>) -> Option<Say> {
+    const TYPE: &str = "EndpointsAccepted";
+    let left_out = known.over_capacity.iter().map(|(service, pods)| {
+        let names = listed(pods);
+        format!("Service {service} has no identifier for {}: {names}: raise {MAX_ENDPOINTS_ANNOTATION}", pods.len())
+    });
+    let faults: Vec<_> = left_out.chain(known.services.iter().cloned()).collect();
+    let reason = if known.over_capacity.is_empty() { "Malformed" } else { "CapacityExceeded" };
+    (!faults.is_empty()).then(|| Say::new(TYPE, false, reason, listed(&faults)))
+}
+
 /// The VIPs of the accepted routes, in order.
 fn vips(view: &View) -> Vec<String> {
-    let vips: std::collections::BTreeSet<_> = view.routes.values().flat_map(|route| &route.destinations).collect();
+    let vips: BTreeSet<_> = view.routes.values().flat_map(|route| &route.destinations).collect();
     vips.into_iter().map(|vip| vip.addr().to_string()).collect()
 }
 

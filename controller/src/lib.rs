@@ -1,11 +1,18 @@
 //! The Controller-Manager: what it makes and says of the Gateways of its namespace.
 //!
-//! Pure functions of whole values, one file for each kind of object; [`mod@endpoints`] is the model.
+//! Watches fill a [`world::World`], a whole value; [`plan::plan`], a pure function, says what is to be done; what does it knows
+//! nothing of why. Each kind of object has a pure function of its own: [`mod@endpoints`] is the model.
 
 pub mod conditions;
 pub mod deployment;
 pub mod endpoints;
 pub mod gateway;
 pub mod networks;
+pub mod notes;
+pub mod plan;
 pub mod routers;
 pub mod routes;
+pub mod world;
+
+/// Who owns the fields that we apply.
+pub const FIELD_MANAGER: &str = "martlet-controller";

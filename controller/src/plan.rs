@@ -1,0 +1,511 @@
+//! What is to be done: the whole world in, actions and notes out. Pure; done twice it has nothing to do.
+//!
+//! Only objects of our namespace are touched, and of these only what belongs to a Gateway of our class. What has our name but not
+//! our Gateway as its controller is left alone and told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::{Resource, ResourceExt as _};
+use martlet_api::accept;
+use martlet_api::crd::{
+    CONTROLLER, GATEWAY_LABEL, Gateway, GatewayRouterStatus, L34RouteStatus, MANAGED_BY_LABEL, SERVICE_LABEL,
+};
+use martlet_api::view::{Condition, ObjectName, View};
+use serde_json::{Value, json};
+
+use crate::conditions::{Say, conditions, sort};
+use crate::deployment::{self, Settings, budget, holds, name_of, selector_of};
+use crate::endpoints::{Endpoints, MANAGER, endpoint_slices};
+use crate::gateway::{Deployed, Known, gateway_status};
+use crate::networks::{Networks, STATUS};
+use crate::notes::{self, Note};
+use crate::routers::gateway_router_status;
+use crate::routes::l34route_status;
+use crate::world::{GatewayExtra, World};
+
+/// A kind of object that we write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// Of the Gateway API.
+    Gateway,
+    /// Of the Gateway API, without a namespace.
+    GatewayClass,
+    /// Ours.
+    L34Route,
+    /// Ours.
+    GatewayRouter,
+    /// Of apps.
+    Deployment,
+    /// Of policy.
+    Budget,
+    /// Of discovery.
+    Slice,
+    /// Of the core group.
+    Pod,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Make an object that must not exist.
+    Create(Target, String, Value),
+    /// Apply our fields of an object.
+    Apply(Target, String, Value),
+    /// Apply our fields of the status of an object.
+    Status(Target, String, Value),
+    /// Remove the object of this name and uid.
+    Delete(Target, String, String),
+}
+
+impl Action {
+    /// What it is done to.
+    pub fn of(&self) -> (Target, &str) {
+        match self {
+            Self::Create(target, name, _)
+            | Self::Apply(target, name, _)
+            | Self::Status(target, name, _)
+            | Self::Delete(target, name, _) => (*target, name),
+        }
+    }
+}
+
+/// Everything that is to be done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In this order: what carries traffic first, then what is told.
+    pub actions: Vec<Action>,
+    /// Events to be told once the actions are done.
+    pub notes: Vec<Note>,
+}
+
+/// What there is to do. `per_slice` is the most endpoints of a slice.
+pub fn plan(world: &World, settings: &Settings, per_slice: usize, now: &Time) -> Plan {
+    let mut plan = Plan::default();
+    let mut wanted = Wanted::default();
+    let mut told = accept::unattached(&world.objects, &world.namespace);
+    for (name, gateway) in world.objects.gateways.iter().filter(|(name, _)| name.namespace == world.namespace) {
+        if !accept::ours(&world.objects, gateway) || gateway.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let view = accept::view(&world.objects, name);
+        of_gateway(world, settings, per_slice, gateway, &view, now, &mut wanted, &mut plan);
+        told.extend(view.conditions);
+    }
+    remove_what_is_not_wanted(world, &wanted, &mut plan);
+    tell_routes_and_routers(world, &told, &wanted, now, &mut plan);
+    tell_classes(world, now, &mut plan);
+    plan.actions.sort_by_key(|action| match action.of().0 {
+        Target::Slice => 0,
+        Target::Pod => 1,
+        Target::Deployment | Target::Budget => 2,
+        _ => 3,
+    });
+    plan
+}
+
+/// What the Gateways of our class want, gathered.
+#[derive(Default)]
+struct Wanted {
+    slices: BTreeSet<String>,
+    deployments: BTreeSet<String>,
+    budgets: BTreeSet<String>,
+    /// Pods left out, by Service.
+    over_capacity: BTreeMap<String, BTreeSet<String>>,
+}
+
+#[expect(clippy::too_many_arguments, reason = "whole values; bundled they would only be unbundled again")]
+fn of_gateway(
+    world: &World,
+    settings: &Settings,
+    per_slice: usize,
+    gateway: &Gateway,
+    view: &View,
+    now: &Time,
+    wanted: &mut Wanted,
+    plan: &mut Plan,
+) {
+    let default = GatewayExtra::default();
+    let extra = world.gateways.get(&view.gateway).unwrap_or(&default);
+    let annotations = gateway.spec.infrastructure.as_ref().and_then(|i| i.annotations.clone()).unwrap_or_default();
+    let networks = Networks::parse(&annotations, &world.namespace);
+    let services = of_services(world, per_slice, view, networks.as_ref().ok(), wanted, plan);
+    let (deployed, parameters) = of_deployment(world, settings, gateway, wanted, plan);
+    let pods = load_balancers(world, &view.gateway.name);
+    let unattached = networks.as_ref().map(|networks| unattached(&pods, networks)).unwrap_or_default();
+    if settings.gates && world.rights.gates && world.rights.states {
+        for pod in &pods {
+            plan.actions.extend(gates(world, view, pod, now));
+        }
+    }
+    let known = Known {
+        view,
+        listeners: &extra.listeners,
+        generation: gateway.metadata.generation,
+        networks: networks.as_ref().err(),
+        parameters: parameters.as_deref(),
+        deployed: &deployed,
+        unattached: &unattached,
+        services: &services.faults,
+        over_capacity: &services.over_capacity,
+    };
+    let status = gateway_status(&known, &extra.status, now);
+    if status != extra.status {
+        plan.notes.extend(notes::of_conditions(gateway, &extra.status.conditions, &status.conditions));
+        plan.actions.push(status_of(Target::Gateway, gateway, &status));
+    }
+}
+
+/// What is to be told of the Services of a Gateway.
+#[derive(Default)]
+struct Services {
+    over_capacity: BTreeMap<String, BTreeSet<String>>,
+    faults: Vec<String>,
+}
+
+/// The slices of the Services of a Gateway.
+fn of_services(
+    world: &World,
+    per_slice: usize,
+    view: &View,
+    networks: Option<&Networks>,
+    wanted: &mut Wanted,
+    plan: &mut Plan,
+) -> Services {
+    let mut services = Services::default();
+    for told in view.conditions.iter().filter(|told| &*told.kind == "Service" && !told.status) {
+        services.faults.push(format!("Service {}: {}", told.object.name, told.message));
+    }
+    for service in view.services.keys() {
+        let Some(object) = world.objects.services.get(&world.name(service)) else { continue };
+        if object.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let existing = slices_of(world, service);
+        let pods = world.pods.values().map(AsRef::as_ref);
+        let Endpoints { slices, over_capacity, malformed, .. } =
+            endpoint_slices(object, &view.gateway.name, pods, networks, &existing, per_slice);
+        for (name, slice) in slices {
+            match world.objects.slices.get(&world.name(&name)) {
+                None => plan.actions.push(Action::Create(Target::Slice, name.clone(), slice_body(&slice, None))),
+                Some(old) if **old != slice => {
+                    plan.actions.push(Action::Apply(
+                        Target::Slice,
+                        name.clone(),
+                        slice_body(&slice, Some(&old.metadata)),
+                    ));
+                }
+                Some(_) => {}
+            }
+            wanted.slices.insert(name);
+        }
+        services.faults.extend(malformed.into_iter().map(|(pod, fault)| format!("pod {pod}: {fault}")));
+        if !over_capacity.is_empty() {
+            services.over_capacity.insert(service.to_string(), over_capacity);
+        }
+    }
+    wanted.over_capacity.extend(services.over_capacity.clone());
+    services
+}
+
+/// The slices of a Service that are ours.
+fn slices_of<'a>(world: &'a World, service: &str) -> Vec<&'a EndpointSlice> {
+    our_slices(world).filter(|slice| slice.labels().get(SERVICE_LABEL).is_some_and(|label| label == service)).collect()
+}
+
+fn our_slices(world: &World) -> impl Iterator<Item = &EndpointSlice> {
+    world
+        .objects
+        .slices
+        .iter()
+        .filter(|(name, _)| name.namespace == world.namespace)
+        .map(|(_, slice)| &**slice)
+        .filter(|slice| slice.labels().get(MANAGED_BY_LABEL).is_some_and(|by| by == MANAGER))
+}
+
+/// A slice as it is sent. The version of the old one makes the server refuse if someone else was faster.
+fn slice_body(slice: &EndpointSlice, old: Option<&ObjectMeta>) -> Value {
+    let mut body = serde_json::to_value(slice).unwrap_or_default();
+    body["metadata"] = json!({
+        "name": slice.metadata.name,
+        "namespace": slice.metadata.namespace,
+        "labels": slice.metadata.labels,
+        "ownerReferences": slice.metadata.owner_references,
+    });
+    if let Some(version) = old.and_then(|old| old.resource_version.as_ref()) {
+        body["metadata"]["resourceVersion"] = Value::String(version.clone());
+    }
+    body
+}
+
+/// The Deployment and the budget of a Gateway. Returns what there is, and what is wrong with the parameters.
+fn of_deployment(
+    world: &World,
+    settings: &Settings,
+    gateway: &Gateway,
+    wanted: &mut Wanted,
+    plan: &mut Plan,
+) -> (Deployed, Option<String>) {
+    let name = name_of(&gateway.name_any());
+    let existing = world.deployments.get(&name);
+    // Whatever comes of it: what exists of a Gateway of ours stays.
+    wanted.deployments.insert(name.clone());
+    wanted.budgets.insert(name.clone());
+    let (deployed, replicas_set) = match existing {
+        None => (Deployed::Missing, false),
+        Some(deployment) if !is_controlled(&deployment.metadata, gateway) => {
+            return (Deployed::Foreign(name), None);
+        }
+        Some(deployment) => (pods_of(deployment), replicas_set_by_others(deployment)),
+    };
+    let made = template(world, gateway)
+        .and_then(|template| deployment::deployment(gateway, settings, template.as_deref(), replicas_set));
+    match made {
+        Err(fault) => return (deployed, Some(fault)),
+        Ok(made) => match existing {
+            None => plan.actions.push(Action::Create(Target::Deployment, name.clone(), made)),
+            Some(existing) => {
+                let existing = serde_json::to_value(&**existing).unwrap_or_default();
+                if !holds(&existing, &made) {
+                    plan.actions.push(Action::Apply(Target::Deployment, name.clone(), made));
+                }
+            }
+        },
+    }
+    if world.rights.budgets {
+        let made = budget(gateway);
+        match world.budgets.get(&name) {
+            None => plan.actions.push(Action::Create(Target::Budget, name, made)),
+            Some(existing) if is_controlled(&existing.metadata, gateway) => {
+                if !holds(&serde_json::to_value(&**existing).unwrap_or_default(), &made) {
+                    plan.actions.push(Action::Apply(Target::Budget, name, made));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    (deployed, None)
+}
+
+/// The operator's template, if the Gateway names one.
+fn template(world: &World, gateway: &Gateway) -> Result<Option<String>, String> {
+    const FIELD: &str = "spec.infrastructure.parametersRef";
+    let Some(reference) = gateway.spec.infrastructure.as_ref().and_then(|i| i.parameters_ref.as_ref()) else {
+        return Ok(None);
+    };
+    let (group, kind, name) = (&reference.group, &reference.kind, &reference.name);
+    if !group.is_empty() || kind != "ConfigMap" {
+        return Err(format!("{FIELD}: `{group}/{kind}`: must be a ConfigMap of the core group"));
+    }
+    if !world.rights.config_maps {
+        return Err(format!("{FIELD}: `{name}`: the controller has no right to read ConfigMaps: see its Role `extra`"));
+    }
+    let map = world.config_maps.get(name);
+    let map =
+        map.ok_or_else(|| format!("{FIELD}.name: `{name}`: must be a ConfigMap in namespace {}", world.namespace))?;
+    let data = map.data.as_ref().and_then(|data| data.get(deployment::TEMPLATE_KEY));
+    let text =
+        data.ok_or_else(|| format!("{FIELD}.name: `{name}`: must have the key `{}`", deployment::TEMPLATE_KEY))?;
+    Ok(Some(text.clone()))
+}
+
+fn is_controlled(metadata: &ObjectMeta, gateway: &Gateway) -> bool {
+    let owners = metadata.owner_references.iter().flatten();
+    let mut controllers = owners.filter(|owner| owner.controller == Some(true));
+    controllers.any(|owner| owner.kind == "Gateway" && Some(&owner.uid) == gateway.metadata.uid.as_ref())
+}
+
+/// An autoscaler, or a human with `kubectl scale`, has set the replicas.
+fn replicas_set_by_others(deployment: &Deployment) -> bool {
+    let fields = deployment.metadata.managed_fields.iter().flatten();
+    let mut others = fields.filter(|fields| fields.manager.as_deref() != Some(crate::FIELD_MANAGER));
+    others.any(|fields| {
+        let fields = fields.fields_v1.as_ref().map(|fields| &fields.0);
+        fields.is_some_and(|fields| fields["f:spec"].get("f:replicas").is_some())
+    })
+}
+
+fn pods_of(deployment: &Deployment) -> Deployed {
+    Deployed::Pods {
+        wanted: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+        available: deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0),
+    }
+}
+
+/// The load-balancer pods of a Gateway.
+fn load_balancers<'a>(world: &'a World, gateway: &str) -> Vec<&'a Pod> {
+    let selector = selector_of(gateway);
+    let selected = |pod: &&Pod| selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+    world.pods.values().map(AsRef::as_ref).filter(selected).collect()
+}
+
+/// Load-balancer pods that run without an address where the endpoints are.
+fn unattached(pods: &[&Pod], networks: &Networks) -> BTreeMap<String, String> {
+    let subnets: Vec<_> = networks.subnets().iter().map(ToString::to_string).collect();
+    let mut found = BTreeMap::new();
+    for pod in pods {
+        let running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+        if !running || pod.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let name = pod.name_any();
+        let addresses = pod.annotations().get(STATUS).map(|status| networks.addresses(status));
+        let fault = match addresses {
+            Some(Ok(addresses)) if !addresses.is_empty() => continue,
+            Some(Err(fault)) => format!("pod {name}: {fault}"),
+            _ => format!("pod {name} has no address in {}: attach it to that network", subnets.join(", ")),
+        };
+        found.insert(name, fault);
+    }
+    found
+}
+
+/// The readiness gates of a load-balancer pod, if they have to change.
+fn gates(world: &World, view: &View, pod: &Pod, now: &Time) -> Option<Action> {
+    let name = pod.name_any();
+    let asked: BTreeSet<&str> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.readiness_gates.iter().flatten())
+        .map(|gate| gate.condition_type.as_str())
+        .collect();
+    let state = world.states.values().find(|state| state.spec.pod == name && state.spec.gateway == *view.gateway.name);
+    let existing = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let mut changed = false;
+    let mut said = Vec::new();
+    for (gate, ipv4) in [(deployment::GATES[0], true), (deployment::GATES[1], false)] {
+        if !asked.contains(gate) {
+            continue;
+        }
+        let routers = view.routers.values().any(|router| router.address.is_ipv4() == ipv4);
+        let connected =
+            state.is_some_and(|state| if ipv4 { state.spec.ipv4_connectivity } else { state.spec.ipv6_connectivity });
+        let (status, reason) = match (routers, state.is_some(), connected) {
+            (false, _, _) => ("True", "NoGatewayRouter"),
+            (true, _, true) => ("True", "Connected"),
+            (true, true, false) => ("False", "NotConnected"),
+            (true, false, false) => ("False", "Pending"),
+        };
+        let old = existing.iter().find(|old| old.type_ == gate);
+        let same = old.is_some_and(|old| old.status == status && old.reason.as_deref() == Some(reason));
+        changed |= !same;
+        let since = old.filter(|old| old.status == status).and_then(|old| old.last_transition_time.clone());
+        said.push(json!({
+            "type": gate, "status": status, "reason": reason, "lastTransitionTime": since.unwrap_or_else(|| now.clone()),
+        }));
+    }
+    let body = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "uid": pod.metadata.uid},
+        "status": {"conditions": said},
+    });
+    changed.then(|| Action::Status(Target::Pod, name, body))
+}
+
+/// Slices of Services that are not (or no longer) of a Gateway of ours, and Deployments of Gateways that are no longer ours.
+fn remove_what_is_not_wanted(world: &World, wanted: &Wanted, plan: &mut Plan) {
+    let delete = |target, metadata: &ObjectMeta| {
+        Action::Delete(target, metadata.name.clone().unwrap_or_default(), metadata.uid.clone().unwrap_or_default())
+    };
+    for slice in our_slices(world) {
+        if !wanted.slices.contains(&slice.name_any()) && slice.metadata.deletion_timestamp.is_none() {
+            plan.actions.push(delete(Target::Slice, &slice.metadata));
+        }
+    }
+    // What a Gateway of the past owns, the garbage collector removes; here: the Gateway is there, of another class.
+    let left = |metadata: &ObjectMeta| {
+        let gateways = world.objects.gateways.values().filter(|gateway| gateway.metadata.deletion_timestamp.is_none());
+        let owned = gateways.filter(|gateway| is_controlled(metadata, gateway)).count() > 0;
+        owned
+            && metadata.deletion_timestamp.is_none()
+            && metadata.labels.iter().flatten().any(|(key, _)| key == deployment::GATEWAY_NAME)
+    };
+    for (name, deployment) in &world.deployments {
+        if !wanted.deployments.contains(name) && left(&deployment.metadata) {
+            plan.actions.push(delete(Target::Deployment, &deployment.metadata));
+        }
+    }
+    for (name, budget) in world.budgets.iter().filter(|_| world.rights.budgets) {
+        if !wanted.budgets.contains(name) && left(&budget.metadata) {
+            plan.actions.push(delete(Target::Budget, &budget.metadata));
+        }
+    }
+}
+
+fn tell_routes_and_routers(world: &World, told: &BTreeSet<Condition>, wanted: &Wanted, now: &Time, plan: &mut Plan) {
+    let found = |kind: &str, name: &ObjectName| -> Vec<&Condition> {
+        told.iter().filter(|told| &*told.kind == kind && told.object == *name).collect()
+    };
+    if world.rights.route_status {
+        for (name, route) in world.objects.routes.iter().filter(|(name, _)| name.namespace == world.namespace) {
+            let service = route.spec.backend_refs.first().map(|backend| backend.name.as_str()).unwrap_or_default();
+            let over_capacity = wanted.over_capacity.get(service);
+            let status = l34route_status(route, &found("L34Route", name), over_capacity, now);
+            let mut old = route.status.clone().unwrap_or_default();
+            old.parents.iter_mut().for_each(|parent| sort(&mut parent.conditions));
+            if status != old {
+                let told = |status: &L34RouteStatus| -> Vec<_> {
+                    status.parents.iter().flat_map(|parent| parent.conditions.clone()).collect()
+                };
+                plan.notes.extend(notes::of_conditions(&**route, &told(&old), &told(&status)));
+                plan.actions.push(status_of(Target::L34Route, &**route, &status));
+            }
+        }
+    }
+    if world.rights.routers {
+        for (name, router) in world.objects.routers.iter().filter(|(name, _)| name.namespace == world.namespace) {
+            let found = found("GatewayRouter", name);
+            let gateway = router.labels().get(GATEWAY_LABEL);
+            let states = world.states.values().map(AsRef::as_ref).filter(|state| Some(&state.spec.gateway) == gateway);
+            let mut status = gateway_router_status(router, &found, states, now);
+            if found.is_empty() {
+                // It belongs to a Gateway of someone else's class.
+                status = GatewayRouterStatus::default();
+            }
+            let mut old = router.status.clone().unwrap_or_default();
+            sort(&mut old.conditions);
+            if status != old {
+                plan.notes.extend(notes::of_conditions(&**router, &old.conditions, &status.conditions));
+                plan.actions.push(status_of(Target::GatewayRouter, &**router, &status));
+            }
+        }
+    }
+}
+
+/// A class of our controller is accepted; nothing can be wrong with it.
+fn tell_classes(world: &World, now: &Time, plan: &mut Plan) {
+    if !world.rights.classes {
+        return;
+    }
+    for class in world.objects.gateway_classes.values() {
+        if class.spec.controller_name != CONTROLLER {
+            continue;
+        }
+        let key = ObjectName::new("", class.name_any());
+        let default = GatewayExtra::default();
+        let old = &world.gateways.get(&key).unwrap_or(&default).status.conditions;
+        let say = [Say::new(accept::ACCEPTED, true, accept::ACCEPTED, "")];
+        let conditions = conditions(old, &say, class.metadata.generation, now);
+        if *old != conditions {
+            plan.actions.push(status_of(Target::GatewayClass, &**class, &json!({"conditions": conditions})));
+        }
+    }
+}
+
+fn status_of<K: Resource<DynamicType = ()>>(target: Target, object: &K, status: &impl serde::Serialize) -> Action {
+    let name = object.name_any();
+    // The uid: an object of the same name that came in between must not be told what is not true of it.
+    let body = json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()),
+        "metadata": {"name": name, "namespace": object.namespace(), "uid": object.uid()},
+        "status": status,
+    });
+    Action::Status(target, name, body)
+}
+
+/// A reference to an object, for an Event.
+pub(crate) fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
+    object.object_ref(&())
+}
