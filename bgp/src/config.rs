@@ -203,6 +203,8 @@ pub struct NeighborConfig {
     pub passive: bool,
     /// How long we wait between two attempts while the path is silent.
     pub connect_retry: Duration,
+    /// How long we wait for its OPEN before we send ours (RFC 4271 section 8.1.1, DelayOpenTime).
+    pub delay_open: Option<Duration>,
     /// How BFD steers the session.
     pub bfd: Bfd,
     /// Our role, if roles are used.
@@ -231,6 +233,7 @@ impl NeighborConfig {
             hold_time: HoldTime::DEFAULT,
             passive: false,
             connect_retry: Duration::from_millis(200),
+            delay_open: None,
             bfd: Bfd::Off,
             role: None,
             graceful_restart: GracefulRestart { restart_time_s: 120, restarting: false },

@@ -6,9 +6,20 @@
 //! room the driver calls [`Speaker::transmit`], so a slow neighbour never makes a queue grow. What was learned is pulled
 //! too: [`Speaker::changed`] names prefixes whose best paths changed, [`Speaker::paths`] tells them.
 
+mod announce;
 mod config;
+mod connection;
+mod framer;
+mod fsm;
+mod intern;
 mod io;
+mod learn;
+mod neighbor;
+mod policy;
+mod rib;
+mod session;
 mod speaker;
+mod wire;
 
 pub use config::{
     Bfd, Community, Export, Family, GracefulRestart, HoldTime, Import, Local, NeighborConfig, NeighborId, PrefixLimit,

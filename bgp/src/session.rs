@@ -1,0 +1,238 @@
+//! What two OPENs agree on.
+//!
+//! Ours is made of the configuration; theirs is judged by it. What both can do is [`Negotiated`].
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use crate::wire::as_path::Width;
+use crate::wire::attribute::Context;
+use crate::wire::capability::{Capability, GracefulRestart};
+use crate::wire::notification::{self, Notification};
+use crate::wire::open::Open;
+use crate::wire::{MAXIMUM, MAXIMUM_EXTENDED};
+use crate::{Endpoints, Family, Local, NeighborConfig, Role};
+
+/// What a session may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    /// The families that both want.
+    pub families: BTreeSet<Family>,
+    /// Octets of AS numbers.
+    pub width: Width,
+    /// Whether the neighbour is in another AS.
+    pub external: bool,
+    /// Whether IPv4 routes may have IPv6 next hops.
+    pub extended_next_hop: bool,
+    /// Whether messages may be long.
+    pub extended_message: bool,
+    /// Whether the neighbour takes ROUTE-REFRESH.
+    pub refresh: bool,
+    /// Whether both mark its beginning and end.
+    pub enhanced_refresh: bool,
+    /// The smaller of both hold times, seconds.
+    pub hold_time_s: u16,
+    /// The neighbour's AS number.
+    pub remote_as: u32,
+    /// The neighbour's BGP identifier.
+    pub router_id: Ipv4Addr,
+    /// What the neighbour said of its restarts, if we may help.
+    pub restart: Option<GracefulRestart>,
+    /// Whether a NOTIFICATION is a graceful restart too (RFC 8538).
+    pub notification_restart: bool,
+}
+
+impl Negotiated {
+    /// What the meaning of attributes depends on.
+    pub fn context(&self) -> Context {
+        Context {
+            width: self.width,
+            external: self.external,
+            extended_next_hop: self.extended_next_hop,
+            ipv4: self.families.contains(&Family::Ipv4),
+            ipv6: self.families.contains(&Family::Ipv6),
+        }
+    }
+
+    /// Octets of the largest message that we may send.
+    pub const fn maximum(&self) -> usize {
+        if self.extended_message { MAXIMUM_EXTENDED } else { MAXIMUM }
+    }
+
+    /// Whether the neighbour's routes of `family` outlive a broken session.
+    pub fn keeps(&self, family: Family) -> bool {
+        self.restart
+            .as_ref()
+            .is_some_and(|restart| restart.time_s > 0 && restart.families.iter().any(|&(one, _)| one == family))
+    }
+}
+
+/// The OPEN that we send. `restarted`: routes that we announced before may still be used there (the R bit). `plain`: the
+/// neighbour refuses optional parameters (RFC 5492 section 3).
+pub fn our_open(config: &NeighborConfig, local: &Local, endpoints: &Endpoints, restarted: bool, plain: bool) -> Open {
+    let mut capabilities = Vec::new();
+    if !plain {
+        capabilities.extend(config.families.iter().map(|&family| Capability::Multiprotocol(family)));
+        capabilities.push(Capability::RouteRefresh);
+        if config.families.contains(&Family::Ipv4) && endpoints.local.is_ipv6() {
+            capabilities.push(Capability::ExtendedNextHop);
+        }
+        capabilities.push(Capability::ExtendedMessage);
+        capabilities.extend(config.role.map(Capability::Role));
+        let restart = config.graceful_restart;
+        capabilities.push(Capability::GracefulRestart(GracefulRestart {
+            restarted: restart.restarting && restarted,
+            notification: true,
+            time_s: if restart.restarting { restart.restart_time_s } else { 0 },
+            // RFC 4724 section 4: without a family we only help.
+            families: config
+                .families
+                .iter()
+                .filter(|_| restart.restarting)
+                .map(|&family| (family, local.forwarding_preserved))
+                .collect(),
+        }));
+        capabilities.push(Capability::FourOctetAs(config.local_as));
+        capabilities.push(Capability::EnhancedRouteRefresh);
+    }
+    Open { asn: config.local_as, hold_time: config.hold_time, router_id: local.router_id, capabilities }
+}
+
+/// The role that goes with ours (RFC 9234 section 4.2).
+const fn counterpart(role: Role) -> Role {
+    match role {
+        Role::Provider => Role::Customer,
+        Role::Customer => Role::Provider,
+        Role::RouteServer => Role::RouteServerClient,
+        Role::RouteServerClient => Role::RouteServer,
+        Role::Peer => Role::Peer,
+    }
+}
+
+fn refuse<T>(subcode: u8, text: String) -> Result<T, (Notification, String)> {
+    Err((Notification::new(notification::OPEN, subcode), text))
+}
+
+/// What comes of their OPEN and of ours, or what is wrong with theirs.
+pub fn negotiate(
+    config: &NeighborConfig,
+    local: &Local,
+    ours: &Open,
+    theirs: &Open,
+) -> Result<Negotiated, (Notification, String)> {
+    let remote_as = theirs.asn;
+    if let Some(expected) = config.remote_as.filter(|&expected| expected != remote_as) {
+        return refuse(2, format!("the neighbour is AS {remote_as}, AS {expected} is configured"));
+    }
+    let external = remote_as != config.local_as;
+    if !external && theirs.router_id == local.router_id {
+        return refuse(3, format!("the neighbour has our BGP identifier, {}", local.router_id));
+    }
+    let has =
+        |capability: &Capability| ours.capabilities.contains(capability) && theirs.capabilities.contains(capability);
+    let told_role = theirs.capabilities.iter().find(|one| one.code() == 9);
+    if let (Some(role), Some(told)) = (config.role, told_role)
+        && *told != Capability::Role(counterpart(role))
+    {
+        return refuse(11, format!("the neighbour says {told:?}, our role {role:?} asks for {:?}", counterpart(role)));
+    }
+    let multiprotocol = |open: &Open| open.capabilities.iter().any(|one| matches!(one, Capability::Multiprotocol(_)));
+    let carries = |open: &Open, family| {
+        // RFC 4760 section 8: who does not speak of families has IPv4.
+        open.capabilities.contains(&Capability::Multiprotocol(family)) || family == Family::Ipv4 && !multiprotocol(open)
+    };
+    let families: BTreeSet<_> = config.families.iter().copied().filter(|&family| carries(theirs, family)).collect();
+    if families.is_empty() {
+        let mut data = Vec::new();
+        config.families.iter().for_each(|&family| Capability::Multiprotocol(family).put(&mut data));
+        let notification = Notification { code: notification::OPEN, subcode: 7, data };
+        let wanted: Vec<_> = config.families.iter().map(|family| format!("{family:?}")).collect();
+        return Err((notification, format!("the neighbour has none of our families ({})", wanted.join(", "))));
+    }
+    let restart = |open: &Open| {
+        open.capabilities.iter().rev().find_map(|one| match one {
+            Capability::GracefulRestart(restart) => Some(restart.clone()),
+            _ => None,
+        })
+    };
+    let (our_restart, restart) = (restart(ours), restart(theirs));
+    let wide = |open: &Open| open.capabilities.iter().any(|one| matches!(one, Capability::FourOctetAs(_)));
+    let hold_time_s = ours.hold_time.min(theirs.hold_time).seconds();
+    Ok(Negotiated {
+        families,
+        width: if wide(ours) && wide(theirs) { Width::Four } else { Width::Two },
+        external,
+        extended_next_hop: has(&Capability::ExtendedNextHop),
+        extended_message: has(&Capability::ExtendedMessage),
+        refresh: has(&Capability::RouteRefresh),
+        enhanced_refresh: has(&Capability::EnhancedRouteRefresh),
+        hold_time_s,
+        remote_as,
+        router_id: theirs.router_id,
+        notification_restart: our_restart.as_ref().is_some_and(|one| one.notification)
+            && restart.as_ref().is_some_and(|one| one.notification),
+        restart: our_restart.and(restart),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HoldTime;
+
+    const LOCAL: Local = Local { router_id: Ipv4Addr::new(10, 0, 0, 1), forwarding_preserved: false };
+
+    fn endpoints() -> Endpoints {
+        let local = "10.0.0.1:179".parse().unwrap();
+        Endpoints { local, remote: "10.0.0.2:179".parse().unwrap(), local_link_local: None, local_other: None }
+    }
+
+    fn theirs(asn: u32, capabilities: Vec<Capability>) -> Open {
+        Open { asn, hold_time: HoldTime::new(30).unwrap(), router_id: Ipv4Addr::new(10, 0, 0, 2), capabilities }
+    }
+
+    fn meet(config: &NeighborConfig, theirs: &Open) -> Result<Negotiated, (u8, u8)> {
+        let ours = our_open(config, &LOCAL, &endpoints(), false, false);
+        negotiate(config, &LOCAL, &ours, theirs).map_err(|(notification, _)| (notification.code, notification.subcode))
+    }
+
+    #[test]
+    fn only_configured_families_are_spoken() {
+        let config = NeighborConfig::new(1, 2, [Family::Ipv4]);
+        let both = [Family::Ipv4, Family::Ipv6].map(Capability::Multiprotocol).to_vec();
+        let negotiated = meet(&config, &theirs(2, both)).unwrap();
+        assert_eq!(negotiated.families, BTreeSet::from([Family::Ipv4]));
+        assert_eq!((negotiated.hold_time_s, negotiated.width), (30, Width::Two));
+        assert_eq!(meet(&config, &theirs(2, vec![Capability::Multiprotocol(Family::Ipv6)])), Err((2, 7)));
+    }
+
+    #[test]
+    fn who_speaks_of_no_family_has_ipv4() {
+        assert!(meet(&NeighborConfig::new(1, 2, [Family::Ipv4]), &theirs(2, vec![])).is_ok());
+        assert_eq!(meet(&NeighborConfig::new(1, 2, [Family::Ipv6]), &theirs(2, vec![])), Err((2, 7)));
+    }
+
+    #[test]
+    fn another_as_than_the_configured_one_is_a_bad_peer_as() {
+        assert_eq!(meet(&NeighborConfig::new(1, 2, [Family::Ipv4]), &theirs(3, vec![])), Err((2, 2)));
+        let any = NeighborConfig { remote_as: None, ..NeighborConfig::new(1, 2, [Family::Ipv4]) };
+        assert_eq!(meet(&any, &theirs(3, vec![])).map(|negotiated| negotiated.remote_as), Ok(3));
+    }
+
+    #[test]
+    fn our_own_identifier_is_bad_within_an_as_only() {
+        let same = |asn| Open { router_id: LOCAL.router_id, ..theirs(asn, vec![]) };
+        assert_eq!(meet(&NeighborConfig::new(1, 1, [Family::Ipv4]), &same(1)), Err((2, 3)));
+        assert!(meet(&NeighborConfig::new(1, 2, [Family::Ipv4]), &same(2)).is_ok());
+    }
+
+    #[test]
+    fn roles_must_fit_each_other() {
+        let config = NeighborConfig { role: Some(Role::Customer), ..NeighborConfig::new(1, 2, [Family::Ipv4]) };
+        let says = |role| meet(&config, &theirs(2, vec![Capability::Role(role)]));
+        assert!(says(Role::Provider).is_ok());
+        assert_eq!(says(Role::Customer), Err((2, 11)));
+        assert!(meet(&config, &theirs(2, vec![])).is_ok());
+        assert_eq!(meet(&config, &theirs(2, vec![Capability::UnknownRole(9)])), Err((2, 11)));
+    }
+}
