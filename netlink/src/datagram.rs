@@ -36,7 +36,7 @@ pub(crate) fn append<I: NetlinkSerializable>(batch: &mut Vec<u8>, message: I, fl
 }
 
 /// What the kernel answers to a request.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reply {
     /// Zero: done. Else a positive `errno`.
     pub errno: i32,

@@ -229,3 +229,93 @@ pub(super) fn neighbor(message: &NeighbourMessage) -> Option<Neighbor> {
     }
     Some(Neighbor { interface: message.header.ifindex, address: address?, link_layer, reachability })
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+    use netlink_packet_route::RouteNetlinkMessage;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::datagram;
+    use crate::kernel::encode;
+
+    fn owner() -> Owner {
+        Owner { protocol: 201, tables: vec![100..=5000], priorities: vec![50..=102] }
+    }
+
+    /// Through octets and back, as another owner would see it.
+    fn seen_by(reader: &Owner, object: &Object) -> Option<Object> {
+        let mut octets = Vec::new();
+        datagram::append(&mut octets, encode::add(&owner(), object), NLM_F_REQUEST, 7);
+        let message = datagram::messages(&octets).next().unwrap();
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).unwrap().payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) => match route(reader, &message) {
+                Seen::Ours(object) => Some(object),
+                Seen::Foreign(_) | Seen::Elsewhere => None,
+            },
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(message)) => rule(reader, &message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn any_prefix() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (any::<u32>(), 0..=32u8).prop_map(|(bits, length)| IpNet::new(Ipv4Addr::from(bits).into(), length)),
+            (any::<u128>(), 0..=128u8).prop_map(|(bits, length)| IpNet::new(Ipv6Addr::from(bits).into(), length)),
+        ]
+        .prop_map(|prefix| prefix.unwrap().trunc())
+    }
+
+    fn any_hop(six: bool) -> impl Strategy<Value = NextHop> {
+        let address = (any::<u128>(), any::<u32>(), any::<bool>()).prop_map(move |(long, short, over_six)| {
+            if six || over_six { IpAddr::from(long.to_be_bytes()) } else { IpAddr::from(short.to_be_bytes()) }
+        });
+        let interface = prop::option::of(1..1000u32);
+        (prop::option::of(address), interface, 1..=256u16, any::<bool>())
+            .prop_map(|(gateway, interface, weight, onlink)| NextHop { gateway, interface, weight, onlink })
+    }
+
+    fn any_route() -> impl Strategy<Value = Object> {
+        (100..=5000u32, any_prefix(), any::<u32>()).prop_flat_map(|(table, prefix, metric)| {
+            let six = Family::of(&prefix) == Family::Ipv6;
+            let kind = prop_oneof![
+                Just(RouteKind::Blackhole),
+                any_hop(six).prop_map(|hop| RouteKind::Unicast(vec![NextHop { weight: 1, ..hop }])),
+                prop::collection::btree_set(any_hop(six), 2..5)
+                    .prop_map(|hops| RouteKind::Unicast(hops.into_iter().collect())),
+            ];
+            kind.prop_map(move |kind| Route { table, prefix, metric, kind }.into())
+        })
+    }
+
+    fn any_rule() -> impl Strategy<Value = Object> {
+        let action = prop_oneof![
+            any::<u32>().prop_map(Action::Table),
+            any::<u32>().prop_map(Action::Goto),
+            Just(Action::Blackhole)
+        ];
+        let mark = prop::option::of((any::<u32>(), any::<u32>()).prop_map(|(value, mask)| Mark { value, mask }));
+        (any_prefix(), any::<[bool; 3]>(), 50..=102u32, mark, action).prop_map(
+            |(prefix, [from, to, invert], priority, mark, action)| {
+                let family = Family::of(&prefix);
+                let (from, to) = (from.then_some(prefix), to.then_some(prefix));
+                Rule { family, priority, from, to, mark, invert, action }.into()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn an_object_survives_the_way_to_the_kernel_and_back(object in prop_oneof![any_route(), any_rule()]) {
+            prop_assert_eq!(seen_by(&owner(), &object), Some(object));
+        }
+
+        #[test]
+        fn an_object_of_another_protocol_or_range_is_not_ours(object in prop_oneof![any_route(), any_rule()]) {
+            prop_assert_eq!(seen_by(&Owner { protocol: 202, ..owner() }, &object), None);
+            let elsewhere = Owner { tables: vec![1..=99, 5001..=u32::MAX], priorities: vec![0..=49], ..owner() };
+            prop_assert_eq!(seen_by(&elsewhere, &object), None);
+        }
+    }
+}

@@ -35,6 +35,7 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, address, link};
+use tokio::task::JoinHandle;
 
 pub use events::{Event, Events, ObjectsChanged};
 
@@ -60,6 +61,7 @@ pub struct Kernel {
     wire: Arc<Wire>,
     dump: Dump,
     handle: rtnetlink::Handle,
+    connection: JoinHandle<()>,
 }
 
 impl Kernel {
@@ -80,8 +82,8 @@ impl Kernel {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io(failed))?;
         let wire = Wire::open(owner.clone(), receive_octets).map_err(Error::io(failed))?;
         let dump = Dump::open(receive_octets).map_err(Error::io(failed))?;
-        tokio::spawn(connection);
-        Ok((Self { owner, wire: Arc::clone(&wire), dump, handle }, Events::new(wire)))
+        let connection = tokio::spawn(connection);
+        Ok((Self { owner, wire: Arc::clone(&wire), dump, handle, connection }, Events::new(wire)))
     }
 
     /// All links with their addresses, and the owner's routes and rules. What changes meanwhile by another's hand is
@@ -157,6 +159,10 @@ impl Kernel {
                     _ => {}
                 }
             }
+            if self.connection.is_finished() {
+                // What we have may be half of it: not a whole value.
+                return Err(Error::io(failed)(std::io::ErrorKind::UnexpectedEof.into()));
+            }
             if whole {
                 break;
             }
@@ -188,7 +194,7 @@ impl Kernel {
     fn round<'a>(&self, todo: Vec<(&'a Change, Step)>, failed: &mut Vec<(Change, Error)>) -> Vec<(&'a Change, Step)> {
         let (steps, requests): (Vec<_>, Vec<_>) =
             todo.into_iter().map(|(change, step)| ((change, step.kind), step.request)).unzip();
-        let replies = match self.wire.exchange(&requests) {
+        let replies = match self.wire.exchange(requests) {
             Ok(replies) => replies,
             Err(error) => {
                 let refused = |change: &Change| Error::Unsupported(format!("{}: {error}", what(change)));
@@ -313,7 +319,7 @@ impl Kernel {
         let resolve = (probe(interface, address, NeighbourState::None), NLM_F_CREATE);
         for request in [again, resolve] {
             let last = request.1 == NLM_F_CREATE;
-            match self.wire.exchange(&[request])?.pop() {
+            match self.wire.exchange(vec![request])?.pop() {
                 Some(reply) if reply.errno != 0 && last => return Err(Error::refused(what, reply.errno, reply.detail)),
                 Some(reply) if reply.errno != 0 => {}
                 _ => break,

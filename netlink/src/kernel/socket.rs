@@ -131,32 +131,35 @@ impl Wire {
 
     /// Sends requests with their flags as one batch. The kernel makes them in their order, whether or not one fails;
     /// the replies have the order of the requests.
-    pub(super) fn exchange(&self, requests: &[(RouteNetlinkMessage, u16)]) -> Result<Vec<Reply>, Error> {
+    pub(super) fn exchange(&self, requests: Vec<(RouteNetlinkMessage, u16)>) -> Result<Vec<Reply>, Error> {
         let mut state = self.state();
+        let first = state.sequence;
+        let count = requests.len();
+        let mut batch = Vec::new();
+        for (left, (message, flags)) in (0..count).rev().zip(requests) {
+            // A refusal is always told; only the last request asks to be told that all is done.
+            let acknowledge = if left == 0 { NLM_F_ACK } else { 0 };
+            datagram::append(&mut batch, message, NLM_F_REQUEST | acknowledge | flags, state.sequence);
+            state.sequence = state.sequence.wrapping_add(1);
+        }
+        let failed = "routes and rules cannot be changed";
         for _ in 0..SENDS_MAX {
-            if let Some(replies) = self.attempt(&mut state, requests)? {
+            let replies = self.attempt(&mut state, &batch, first, count).map_err(Error::io(failed))?;
+            if let Some(replies) = replies {
                 return Ok(replies);
             }
         }
-        let lost = io::Error::new(ErrorKind::TimedOut, "the replies of the kernel were lost");
-        Err(Error::io("routes and rules cannot be changed")(lost))
+        Err(Error::io(failed)(io::Error::new(ErrorKind::TimedOut, "the replies of the kernel were lost")))
     }
 
-    fn attempt(&self, state: &mut State, requests: &[(RouteNetlinkMessage, u16)]) -> Result<Option<Vec<Reply>>, Error> {
-        let mut replies: Vec<_> = requests.iter().map(|_| Reply { errno: 0, detail: String::new() }).collect();
-        let Some(last) = replies.len().checked_sub(1) else { return Ok(Some(replies)) };
-        let failed = "routes and rules cannot be changed";
+    /// `None`: the replies were lost in an overrun.
+    fn attempt(&self, state: &mut State, batch: &[u8], first: u32, count: usize) -> io::Result<Option<Vec<Reply>>> {
+        let mut replies = Vec::new();
+        replies.resize_with(count, Reply::default);
+        let Some(last) = count.checked_sub(1) else { return Ok(Some(replies)) };
         // Hints that wait must not take the room of the replies.
-        self.read(state, usize::MAX, |_, _| {}).map_err(Error::io(failed))?;
-        let first = state.sequence;
-        let mut batch = Vec::new();
-        for (index, (message, flags)) in requests.iter().enumerate() {
-            // A refusal is always told; only the last request asks to be told that all is done.
-            let acknowledge = if index == last { NLM_F_ACK } else { 0 };
-            datagram::append(&mut batch, message.clone(), NLM_F_REQUEST | acknowledge | flags, state.sequence);
-            state.sequence = state.sequence.wrapping_add(1);
-        }
-        self.socket.get_ref().send(&batch, 0).map_err(Error::io(failed))?;
+        self.read(state, usize::MAX, |_, _| {})?;
+        self.socket.get_ref().send(batch, 0)?;
         let mut done = false;
         self.read(state, usize::MAX, |sequence, reply| {
             let index = usize::try_from(sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
@@ -164,8 +167,7 @@ impl Wire {
                 *slot = reply;
                 done |= index == last;
             }
-        })
-        .map_err(Error::io(failed))?;
+        })?;
         Ok(done.then_some(replies))
     }
 

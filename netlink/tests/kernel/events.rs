@@ -113,6 +113,32 @@ fn a_link_that_goes_down_is_a_hint_after_which_its_ipv4_routes_are_gone() {
 }
 
 #[test]
+fn a_link_that_is_renamed_or_leaves_or_comes_back_is_a_hint() {
+    in_namespace("a_link_that_is_renamed_or_leaves_or_comes_back_is_a_hint", async || {
+        let (_, b) = two_links();
+        let (mut kernel, mut events) = Kernel::open(owner()).unwrap();
+        let here = set([route("10.2.0.0/16", unicast([via("198.51.100.2", b)]))]);
+        make(&mut kernel, &here).await;
+        settle(&mut events).await;
+        let name =
+            async |kernel: &mut Kernel| kernel.snapshot().await.unwrap().links.get(&b).map(|link| link.name.clone());
+        ip("link property add dev right altname other");
+        ip("link set right name ext-vlan");
+        assert_eq!(next(&mut events).await, Event::LinksChanged);
+        assert_eq!(name(&mut kernel).await.as_deref(), Some("ext-vlan"));
+        assert_eq!(objects(&mut kernel).await, here, "a name is not an index");
+        settle(&mut events).await;
+        ip("link del ext-vlan");
+        assert_eq!(next(&mut events).await, Event::LinksChanged);
+        assert_eq!(name(&mut kernel).await, None);
+        assert_eq!(objects(&mut kernel).await, set([]));
+        settle(&mut events).await;
+        ip("link add ext-vlan type veth peer name right-far");
+        assert_eq!(next(&mut events).await, Event::LinksChanged);
+    });
+}
+
+#[test]
 fn a_lost_address_is_a_hint() {
     in_namespace("a_lost_address_is_a_hint", async || {
         let (a, _) = two_links();

@@ -1,4 +1,5 @@
 //! The crate against the running kernel, each test in a network namespace of its own.
+#![expect(clippy::unwrap_used, reason = "in a test a surprise is a failure")]
 
 mod events;
 mod links;
@@ -17,7 +18,8 @@ fn owner() -> Owner {
     Owner { protocol: 201, tables: vec![4096..=4097], priorities: vec![100..=102] }
 }
 
-/// Two links: `left` with 192.0.2.1/24 and 2001:db8::1/64, `right` with 198.51.100.1/24 and 2001:db8:1::1/64. Their indexes.
+/// The indexes of two links: `left` with 192.0.2.1/24 and `2001:db8::1/64`, `right` with 198.51.100.1/24 and
+/// `2001:db8:1::1/64`.
 fn two_links() -> (u32, u32) {
     for (name, v4, v6) in [("left", "192.0.2.1/24", "2001:db8::1/64"), ("right", "198.51.100.1/24", "2001:db8:1::1/64")]
     {
@@ -39,14 +41,13 @@ fn via(gateway: &str, interface: u32) -> NextHop {
     NextHop { gateway: Some(gateway.parse().unwrap()), interface: Some(interface), weight: 1, onlink: false }
 }
 
-fn weighing(weight: u16, hop: NextHop) -> NextHop {
-    NextHop { weight, ..hop }
+fn weighing(weight: u16, hop: &NextHop) -> NextHop {
+    NextHop { weight, ..hop.clone() }
 }
 
-fn unicast<const N: usize>(hops: [NextHop; N]) -> RouteKind {
-    let mut hops = hops.to_vec();
+fn unicast<const N: usize>(mut hops: [NextHop; N]) -> RouteKind {
     hops.sort();
-    RouteKind::Unicast(hops)
+    RouteKind::Unicast(hops.into())
 }
 
 /// In table 4096, metric 20.

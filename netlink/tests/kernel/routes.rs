@@ -1,6 +1,16 @@
 //! Routes: what is ours comes, changes and goes; what is another's stays.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use martlet_netlink::{Change, Error, Family, Kernel, NextHop, Object, Route, RouteKind, diff};
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 use crate::sys::{in_namespace, ip};
 use crate::{assert_ok, make, objects, owner, route, set, table, two_links, unicast, via, weighing};
@@ -46,12 +56,12 @@ fn next_hops_keep_their_weights_and_change_in_number() {
         let all = |kind: fn(&NextHop, &NextHop, &NextHop) -> RouteKind| {
             hops.iter().map(|(prefix, x, y, z)| route(prefix, kind(x, y, z))).collect()
         };
-        make(&mut kernel, &all(|x, _, z| unicast([weighing(1, x.clone()), weighing(3, z.clone())]))).await;
+        make(&mut kernel, &all(|x, _, z| unicast([weighing(1, x), weighing(3, z)]))).await;
         let line = "default proto 201 metric 20 nexthop via 192.0.2.2 dev left weight 1 nexthop via 198.51.100.2 dev right weight 3";
         assert_eq!(table(Family::Ipv4), [line]);
         // Another weight, another hop, one more, one only, none, many again.
-        make(&mut kernel, &all(|x, _, z| unicast([weighing(256, x.clone()), weighing(3, z.clone())]))).await;
-        make(&mut kernel, &all(|x, y, _| unicast([weighing(2, x.clone()), weighing(5, y.clone())]))).await;
+        make(&mut kernel, &all(|x, _, z| unicast([weighing(256, x), weighing(3, z)]))).await;
+        make(&mut kernel, &all(|x, y, _| unicast([weighing(2, x), weighing(5, y)]))).await;
         make(&mut kernel, &all(|x, y, z| unicast([x.clone(), y.clone(), z.clone()]))).await;
         make(&mut kernel, &all(|_, y, _| unicast([y.clone()]))).await;
         make(&mut kernel, &all(|_, _, _| RouteKind::Blackhole)).await;
@@ -96,7 +106,7 @@ fn an_ipv4_route_may_lead_over_ipv6_next_hops() {
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         make(&mut kernel, &set([route("10.0.0.0/8", unicast([via("fe80::2", a)]))])).await;
         assert_eq!(table(Family::Ipv4), ["10.0.0.0/8 via inet6 fe80::2 dev left proto 201 metric 20"]);
-        make(&mut kernel, &set([route("10.0.0.0/8", unicast([via("fe80::2", a), weighing(2, via("fe80::2", b))]))]))
+        make(&mut kernel, &set([route("10.0.0.0/8", unicast([via("fe80::2", a), weighing(2, &via("fe80::2", b))]))]))
             .await;
         make(&mut kernel, &set([])).await;
     });
@@ -290,6 +300,108 @@ fn nothing_outside_of_the_owners_range_is_even_tried() {
             failed[0].1.to_string(),
             "route blackhole 10.0.0.0/8 table 254 metric 20: outside of what protocol 201 owns"
         );
+    });
+}
+
+#[test]
+fn a_prefix_that_changes_its_next_hops_is_never_without_a_route() {
+    in_namespace("a_prefix_that_changes_its_next_hops_is_never_without_a_route", async || {
+        let (a, b) = two_links();
+        let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+        ip("rule add to 203.0.113.0/24 lookup 4096 priority 50");
+        ip("-6 rule add to 2001:db8:f::/48 lookup 4096 priority 50");
+        let kinds = [
+            [unicast([via("192.0.2.2", a)]), unicast([via("2001:db8::2", a)])],
+            [unicast([via("198.51.100.2", b)]), unicast([via("2001:db8:1::2", b)])],
+            [
+                unicast([via("192.0.2.2", a), weighing(3, &via("198.51.100.2", b))]),
+                unicast([via("2001:db8::2", a), weighing(3, &via("2001:db8:1::2", b))]),
+            ],
+            [
+                unicast([via("192.0.2.2", a), via("192.0.2.3", a)]),
+                unicast([via("2001:db8::2", a), via("2001:db8::3", a)]),
+            ],
+        ];
+        let want = kinds.map(|[four, six]| set([route("203.0.113.0/24", four), route("2001:db8:f::/48", six)]));
+        make(&mut kernel, &want[0]).await;
+        // A thread that looks the prefixes up all the time, in this namespace.
+        let stop = Arc::new(AtomicBool::new(false));
+        let looker = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let four = UdpSocket::bind("0.0.0.0:0").unwrap();
+                let six = UdpSocket::bind("[::]:0").unwrap();
+                let mut looks = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    four.connect("203.0.113.1:9").unwrap();
+                    six.connect("[2001:db8:f::1]:9").unwrap();
+                    looks += 1;
+                }
+                looks
+            }
+        });
+        for _ in 0..200 {
+            for (from, to) in want.iter().zip(want.iter().cycle().skip(1)) {
+                assert_ok(&kernel.apply(&diff(from, to)).await);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(looker.join().unwrap() > 0);
+        assert_eq!(objects(&mut kernel).await, want[0]);
+    });
+}
+
+/// Next hops over the two links for either family: none, one, or several with weights.
+fn any_kind((a, b): (u32, u32), six: bool) -> impl Strategy<Value = RouteKind> {
+    let gateways =
+        if six { ["2001:db8::2", "2001:db8::3", "2001:db8:1::2"] } else { ["192.0.2.2", "192.0.2.3", "198.51.100.2"] };
+    prop::collection::vec(1..4u16, 3).prop_flat_map(move |weights| {
+        let all = [(gateways[0], a), (gateways[1], a), (gateways[2], b)];
+        let hops: Vec<_> =
+            all.iter().zip(weights).map(|(&(gateway, link), weight)| weighing(weight, &via(gateway, link))).collect();
+        prop::sample::subsequence(hops, 0..=3).prop_map(|mut hops| match hops.as_mut_slice() {
+            [] => RouteKind::Blackhole,
+            [hop] => {
+                hop.weight = 1;
+                RouteKind::Unicast(hops)
+            }
+            _ => {
+                hops.sort();
+                RouteKind::Unicast(hops)
+            }
+        })
+    })
+}
+
+#[test]
+fn whatever_was_there_the_kernel_ends_with_what_is_wanted_and_others_keep_theirs() {
+    in_namespace("whatever_was_there_the_kernel_ends_with_what_is_wanted_and_others_keep_theirs", async || {
+        let links = two_links();
+        let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+        for prefix in ["10.0.0.0/16", "10.1.0.0/16", "2001:db8:0::/48", "2001:db8:1::/48"] {
+            let (family, gateway) = if prefix.contains(':') { ("-6", "2001:db8::9") } else { ("-4", "192.0.2.9") };
+            ip(&format!("{family} route add {prefix} via {gateway} table 4096 proto 4 metric 15"));
+            ip(&format!("{family} route add {prefix} via {gateway} table 4096 proto 4 metric 25"));
+        }
+        let others = || [ip("route show table 4096 proto 4"), ip("-6 route show table 4096 proto 4")];
+        let before = others();
+        // Prefix number, family, metric -> kind.
+        let keys = (0..2u8, any::<bool>(), prop_oneof![Just(20u32), Just(21)]);
+        let entry = keys.prop_flat_map(move |key| (Just(key), any_kind(links, key.1)));
+        let wants = prop::collection::vec(entry, 0..8).prop_map(|entries| {
+            let entries: BTreeMap<_, _> = entries.into_iter().collect();
+            let object = |((number, six, metric), kind)| {
+                let prefix = if six { format!("2001:db8:{number}::/48") } else { format!("10.{number}.0.0/16") };
+                Object::Route(Route { table: 4096, prefix: prefix.parse().unwrap(), metric, kind })
+            };
+            entries.into_iter().map(object).collect()
+        });
+        let mut runner = TestRunner::deterministic();
+        for _ in 0..300 {
+            let want: BTreeSet<Object> = wants.new_tree(&mut runner).unwrap().current();
+            make(&mut kernel, &want).await;
+        }
+        assert_eq!(others(), before);
     });
 }
 
