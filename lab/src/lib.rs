@@ -4,6 +4,7 @@
 //! events, and the client's connections.
 
 pub mod app;
+pub mod bench;
 pub mod capture;
 pub mod cluster;
 pub mod demo;

@@ -16,7 +16,7 @@ use crate::wire::{Event, What};
 const QUIET: Duration = Duration::from_secs(2);
 
 /// Step 1.
-pub fn sessions(demo: &mut Demo) -> Result<String> {
+pub(super) fn sessions(demo: &mut Demo) -> Result<String> {
     demo.world.start_lb()?;
     let start = SystemTime::now();
     demo.world.start_router()?;
@@ -64,7 +64,7 @@ pub fn vips_at_gateway(world: &World, there: bool) -> Result<()> {
 }
 
 /// Step 2.
-pub fn silence(demo: &mut Demo) -> Result<String> {
+pub(super) fn silence(demo: &mut Demo) -> Result<String> {
     // Somebody must say that the fourth endpoint has no identifier, by its name.
     let logs = [&demo.world.lb, &demo.world.router];
     let line = until("a line of the log that names app-4, which has no identifier", LIMIT, || {
@@ -120,7 +120,7 @@ pub fn of_families(times: &[Duration]) -> String {
 }
 
 /// Step 3.
-pub fn ready(demo: &mut Demo) -> Result<String> {
+pub(super) fn ready(demo: &mut Demo) -> Result<String> {
     let world = &mut demo.world;
     let start = SystemTime::now();
     world.folder.set(&[Endpoint::Ready; 3])?;
@@ -144,7 +144,7 @@ pub fn in_gateways_kernel(world: &World, since: SystemTime) -> Result<Duration> 
 }
 
 /// Step 6.
-pub fn withdrawn_and_back(demo: &mut Demo) -> Result<String> {
+pub(super) fn withdrawn_and_back(demo: &mut Demo) -> Result<String> {
     let world = &mut demo.world;
     let start = SystemTime::now();
     // One says that it is not ready, one is gone from the list; app-2 has left before.

@@ -179,7 +179,8 @@ impl World {
     fn martlet(&self, what: &str) -> Command {
         let mut command = Command::new(&self.martlet);
         command.arg(what).arg("--config-dir").arg(self.folder.path()).args(["--gateway", GATEWAY]);
-        command.env("MARTLET_LAB", self.lab.name());
+        // Two seconds are enough to see that what still comes is forwarded.
+        command.env("MARTLET_DRAIN", "2");
         command
     }
 

@@ -1,0 +1,58 @@
+//! Benchmarks: what is measured, the table that is printed, and `target/bench.json`.
+//!
+//! A row is replaced by its name, all others are kept: parts can be measured one at a time.
+
+mod report;
+mod router;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::demo::topology;
+use crate::preflight;
+pub use report::{Row, merge};
+
+/// What is measured.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only these parts, with commas between them.
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Fewer runs.
+    #[arg(long)]
+    pub quick: bool,
+    /// The file of results.
+    #[arg(long, default_value_os_t = topology::workspace().join("target/bench.json"))]
+    pub output: PathBuf,
+}
+
+type Part = fn(&Options) -> Result<Vec<Row>>;
+
+/// The parts that exist.
+const PARTS: [(&str, Part); 1] = [("router", router::measure)];
+
+/// Measures, prints a table and writes the file.
+///
+/// # Errors
+/// A part is unknown, or cannot be measured. Goals that are missed are no error: they are shown.
+pub fn run(options: &Options) -> Result<()> {
+    let known = PARTS.map(|(name, _)| name);
+    if let Some(unknown) = options.only.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("--only {unknown}: there is {}", known.join(", "));
+    }
+    preflight::check()?;
+    let start = Instant::now();
+    let mut rows = Vec::new();
+    for (name, measure) in PARTS {
+        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
+            println!("measuring {name} ..");
+            rows.extend(measure(options)?);
+        }
+    }
+    print!("{}", report::table(&rows));
+    merge(&options.output, &rows)?;
+    println!("written to {} after {:.0} s", options.output.display(), start.elapsed().as_secs_f64());
+    Ok(())
+}
