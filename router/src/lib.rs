@@ -6,15 +6,19 @@
 //! [`watch`], [`readiness`]. [`run`] wires it up.
 
 pub mod bfd_io;
+pub mod control;
 pub mod core;
 pub mod driver;
 pub mod gate;
 pub mod intent;
 pub mod log;
+pub mod metrics;
 pub mod mirror;
 pub mod net;
+pub mod options;
 pub mod plan;
 pub mod readiness;
+pub mod ring;
 pub mod run;
 mod sys;
 pub mod sysctl;

@@ -2,9 +2,6 @@
 
 use std::collections::{BTreeSet, hash_map::RandomState};
 use std::hash::{BuildHasher, Hasher};
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use martlet_api::view::ObjectName;
@@ -13,61 +10,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::bfd_io;
-use crate::core::{Config, Router};
+use crate::core::{Config, Event, Router};
 use crate::driver::{Asker, Clock, Driver, Signal, World};
-use crate::intent::{Identity, Settings};
+use crate::intent::Settings;
 use crate::net::KernelNet;
 use crate::readiness::LbClient;
+use crate::ring::Ring;
 use crate::watch::{BfdTask, KernelTask, ObjectsSource};
-use crate::{log, plan, sysctl};
+use crate::{bfd_io, control, log, metrics, plan, sysctl};
 
-/// What the process is told.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The folder of objects.
-    pub config_dir: PathBuf,
-    /// The name of the Gateway.
-    pub gateway: String,
-    /// Its namespace, and that of objects which name none.
-    pub namespace: String,
-    /// What shapes the Intent.
-    pub settings: Settings,
-    /// The URL of the load balancer's socket; empty: every VIP counts as ready.
-    pub lb_socket: String,
-    /// How long forwarding goes on after the VIPs were withdrawn at the end.
-    pub drain: Duration,
-    /// How long routes of a former router are kept without being told again.
-    pub adopt: Duration,
-    /// The router id, if it is configured.
-    pub router_id: Option<Ipv4Addr>,
-    /// What is stable and unique of this pod: its uid; empty: the host name.
-    pub pod_uid: String,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            config_dir: PathBuf::from("/etc/martlet"),
-            gateway: String::new(),
-            namespace: "default".into(),
-            settings: Settings::default(),
-            lb_socket: martlet_api::readiness::DEFAULT_SOCKET.into(),
-            drain: Duration::from_secs(10),
-            adopt: Duration::from_secs(10),
-            router_id: None,
-            pod_uid: String::new(),
-        }
-    }
-}
-
-impl Options {
-    fn identity(&self) -> Identity {
-        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "martlet".into());
-        let name = if self.pod_uid.is_empty() { host().trim().to_owned() } else { self.pod_uid.clone() };
-        Identity { router_id: self.router_id, name }
-    }
-}
+pub use crate::options::Options;
 
 /// Runs the router until a signal ends it.
 ///
@@ -83,7 +35,9 @@ pub async fn run(options: Options) -> Result<()> {
     let seed = RandomState::new().build_hasher().finish();
     let (signals, received) = mpsc::channel(8);
     watch_signals(&signals)?;
-    let (_asker, questions) = Asker::new();
+    let (asker, questions) = Asker::new();
+    let ring = Ring::default();
+    serve(&options, &asker, &ring).await?;
     let (objects, _source) = martlet_api::source::folder(options.config_dir.clone(), &options.namespace);
     let world = World {
         net: KernelNet::new(),
@@ -103,8 +57,25 @@ pub async fn run(options: Options) -> Result<()> {
         drain: options.drain,
         seed,
     });
-    Driver::new(router, options.settings, world, |_, event| log::log(event)).run().await;
+    let tell = move |_, event: &Event| {
+        log::log(event);
+        ring.push(event);
+    };
+    Driver::new(router, options.settings, world, tell).run().await;
     info!(kind = "router", "ended");
+    Ok(())
+}
+
+/// The surfaces: control socket, metrics. A socket that cannot be had is said, and missed by nobody but its askers.
+async fn serve(options: &Options, asker: &Asker, ring: &Ring) -> Result<()> {
+    if let Some(path) = &options.control_socket
+        && let Err(error) = control::serve(path, asker.clone(), ring.clone())
+    {
+        warn!(kind = "control", path = %path.display(), %error, "no control socket: martlet show will not answer");
+    }
+    if let Some(address) = options.metrics {
+        metrics::serve(address, asker.clone()).await.with_context(|| format!("cannot serve metrics on {address}"))?;
+    }
     Ok(())
 }
 

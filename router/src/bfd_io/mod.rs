@@ -12,6 +12,7 @@
 //!
 //! This module knows nothing of the rest of the router.
 
+mod echo;
 mod sockets;
 mod sys;
 mod thread;
@@ -77,6 +78,10 @@ pub struct Statistics {
     pub received: u64,
     /// Control packets that were sent.
     pub sent: u64,
+    /// Echo packets that came back.
+    pub echoes_received: u64,
+    /// Echo packets that were sent.
+    pub echoes_sent: u64,
     /// Packets that could not be sent: no interface, no address, no route.
     pub unsent: u64,
     /// Why the last of those was not.
@@ -152,6 +157,8 @@ impl BfdThread {
             links: sys::link_events()?,
             sessions: Sessions::new(options.seed),
             sockets: sockets::Sockets::new(options.seed),
+            echoes: echo::Echoes::default(),
+            echoing: BTreeMap::new(),
             inbox: sys::Inbox::new(),
             statistics: Statistics::default(),
             refresh_at: Instant::ORIGIN,

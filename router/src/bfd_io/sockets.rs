@@ -46,6 +46,10 @@ impl Place {
         let family = if session.remote.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
         Self { interface: session.interface.clone(), family }
     }
+
+    pub const fn is_ipv6(&self) -> bool {
+        matches!(self.family, Family::Ipv6)
+    }
 }
 
 /// The two sockets of a place.

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "system calls that neither std nor socket2 offers; one SAFETY comment each")]
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Read, Write};
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -334,6 +334,144 @@ pub(super) fn drain(socket: BorrowedFd<'_>) {
             return;
         }
     }
+}
+
+/// A socket for the IP packets of one interface and family that carry UDP to `port`.
+pub(super) fn packet_socket(index: u32, ipv6: bool, port: u16) -> io::Result<OwnedFd> {
+    let filter = if ipv6 { filter_ipv6(port) } else { filter_ipv4(port) };
+    let program =
+        libc::sock_fprog { len: filter.len().try_into().unwrap_or_default(), filter: filter.as_ptr().cast_mut() };
+    let address = link_layer(index, ipv6, &[]);
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the descriptor is new and owned by nobody else; filter and address live until after the calls that read
+    // them. The socket is bound after the filter is in place, so nothing else ever waits in it.
+    unsafe {
+        let socket = libc::socket(libc::AF_PACKET, kind, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(socket);
+        let value = (&raw const program).cast();
+        let len = len_of::<libc::sock_fprog>();
+        if libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, len) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len_of::<libc::sockaddr_ll>()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(socket)
+    }
+}
+
+/// Sends an IP packet to a link-layer address.
+pub(super) fn send_packet(socket: BorrowedFd<'_>, index: u32, ipv6: bool, to: &[u8], packet: &[u8]) -> io::Result<()> {
+    let address = link_layer(index, ipv6, to);
+    // SAFETY: packet and address live until after the call, with their lengths.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            libc::MSG_DONTWAIT,
+            (&raw const address).cast(),
+            len_of::<libc::sockaddr_ll>(),
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn link_layer(index: u32, ipv6: bool, to: &[u8]) -> libc::sockaddr_ll {
+    // SAFETY: zeros are a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    let protocol = if ipv6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
+    address.sll_family = libc::AF_PACKET.try_into().unwrap_or_default();
+    address.sll_protocol = u16::try_from(protocol).unwrap_or_default().to_be();
+    address.sll_ifindex = index.try_into().unwrap_or_default();
+    address.sll_halen = to.len().min(address.sll_addr.len()).try_into().unwrap_or_default();
+    for (octet, from) in address.sll_addr.iter_mut().zip(to) {
+        *octet = *from;
+    }
+    address
+}
+
+const fn step(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// Protocol 17, no later fragment, destination port after a header of any length.
+fn filter_ipv4(port: u16) -> Vec<libc::sock_filter> {
+    vec![
+        step(0x30, 0, 0, 9),
+        step(0x15, 0, 6, 17),
+        step(0x28, 0, 0, 6),
+        step(0x45, 4, 0, 0x1fff),
+        step(0xb1, 0, 0, 0),
+        step(0x48, 0, 0, 2),
+        step(0x15, 0, 1, port.into()),
+        step(0x06, 0, 0, u32::MAX),
+        step(0x06, 0, 0, 0),
+    ]
+}
+
+/// Next header 17, destination port.
+fn filter_ipv6(port: u16) -> Vec<libc::sock_filter> {
+    vec![
+        step(0x30, 0, 0, 6),
+        step(0x15, 0, 3, 17),
+        step(0x28, 0, 0, 42),
+        step(0x15, 0, 1, port.into()),
+        step(0x06, 0, 0, u32::MAX),
+        step(0x06, 0, 0, 0),
+    ]
+}
+
+/// The link-layer address of a neighbour, as the kernel knows it.
+pub(super) fn link_layer_address(index: u32, neighbor: IpAddr) -> io::Result<Option<Vec<u8>>> {
+    /// `NDA_DST` and `NDA_LLADDR` of `linux/neighbour.h`.
+    const DESTINATION: u16 = 1;
+    const LINK_LAYER: u16 = 2;
+    let (family, address) = match neighbor {
+        IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
+        IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
+    };
+    // nlmsghdr (length, type, flags, sequence, port), ndmsg (family, index, state, flags, type), one attribute.
+    let length = u32::try_from(16 + 12 + 4 + address.len()).unwrap_or_default();
+    let mut request = length.to_ne_bytes().to_vec();
+    request.extend(libc::RTM_GETNEIGH.to_ne_bytes());
+    request.extend(u16::try_from(libc::NLM_F_REQUEST).unwrap_or_default().to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([u8::try_from(family).unwrap_or_default(), 0, 0, 0]);
+    request.extend(index.to_ne_bytes());
+    request.extend([0; 4]);
+    request.extend(u16::try_from(4 + address.len()).unwrap_or_default().to_ne_bytes());
+    request.extend(DESTINATION.to_ne_bytes());
+    request.extend(&address);
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the descriptor is new and owned by nobody else.
+    let socket = unsafe {
+        let socket = libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(socket)
+    };
+    let mut socket = std::fs::File::from(socket);
+    socket.write_all(&request)?;
+    let mut answer = [0; 1024];
+    let read = socket.read(&mut answer)?;
+    let answer = answer.get(..read).unwrap_or_default();
+    if answer.get(4..6) != Some(&libc::RTM_NEWNEIGH.to_ne_bytes()) {
+        return Ok(None);
+    }
+    let mut attributes = answer.get(28..).unwrap_or_default();
+    while let [low, high, kind_low, kind_high, ..] = *attributes {
+        let length = usize::from(u16::from_ne_bytes([low, high])).max(4);
+        if u16::from_ne_bytes([kind_low, kind_high]) == LINK_LAYER {
+            return Ok(attributes.get(4..length).map(<[u8]>::to_vec));
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(None)
 }
 
 /// Asks for `SCHED_FIFO` and for timers without slack, for this thread.

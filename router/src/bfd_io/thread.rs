@@ -15,6 +15,7 @@ use martlet_bfd::{Input, Meta, Output, SessionConfig, SessionId, Sessions};
 use martlet_clock::Instant;
 use tokio::sync::{mpsc, watch};
 
+use super::echo::Echoes;
 use super::sockets::{Place, Sockets};
 use super::sys::{self, Inbox, Letter};
 use super::{Event, Options, Shared, Statistics, Status};
@@ -38,6 +39,9 @@ pub(super) struct Loop {
     pub links: OwnedFd,
     pub sessions: Sessions,
     pub sockets: Sockets,
+    pub echoes: Echoes,
+    /// The sessions that echo, and whether their neighbours know no BFD.
+    pub echoing: BTreeMap<SessionId, bool>,
     pub inbox: Inbox,
     pub statistics: Statistics,
     pub refresh_at: Instant,
@@ -92,6 +96,7 @@ impl Loop {
     fn wait(&self, deadline: Option<Instant>) -> Vec<bool> {
         let mut sockets: Vec<BorrowedFd<'_>> = vec![self.wake.as_fd(), self.links.as_fd()];
         sockets.extend(self.sockets.open().values().map(super::sockets::Pair::receive));
+        sockets.extend(self.echoes.descriptors());
         let limit = deadline.map(|deadline| deadline.since(sys::now()));
         // A wait that fails would spin: then all sockets are read, and the failure shows as load, not as silence.
         sys::wait(&sockets, limit).unwrap_or_else(|_| vec![true; sockets.len()])
@@ -112,6 +117,8 @@ impl Loop {
     }
 
     fn set(&mut self, now: Instant, wanted: &BTreeMap<SessionId, SessionConfig>) {
+        let echoes = wanted.iter().filter(|(id, config)| config.echo.is_some() && id.interface.is_some());
+        self.echoing = echoes.map(|(id, config)| (id.clone(), config.unaffiliated)).collect();
         self.sessions.handle(now, Input::SetSessions(wanted));
         self.refresh(now);
         self.flush();
@@ -123,7 +130,10 @@ impl Loop {
         // With those of sessions that still say AdminDown.
         let places: BTreeSet<Place> = self.sessions.ids().map(Place::of).collect();
         self.sockets.want(places);
-        for problem in self.sockets.refresh() {
+        let mut problems = self.sockets.refresh();
+        let echo_places: BTreeSet<Place> = self.echoing.keys().map(Place::of).collect();
+        problems.extend(self.echoes.refresh(&echo_places));
+        for problem in problems {
             self.tell(Event::Problem(problem));
         }
         self.tell_status();
@@ -154,6 +164,32 @@ impl Loop {
                     break;
                 }
             }
+        }
+        let (sessions, statistics) = (&mut self.sessions, &mut self.statistics);
+        self.echoes.receive(TURN * sys::BATCH, |meta, payload| {
+            statistics.echoes_received += 1;
+            sessions.handle(sys::now(), Input::EchoReceived(meta, payload));
+        });
+    }
+
+    fn send_echo(&mut self, session: &SessionId, payload: &[u8]) {
+        match self.echoes.send(sys::now(), session, payload) {
+            Ok(()) => self.statistics.echoes_sent += 1,
+            Err(error) => {
+                self.count_sent(1, &[error]);
+                // A neighbour that gets no control packets is not looked for by anybody: an empty datagram does that.
+                if self.echoing.get(session) == Some(&true) {
+                    self.look_for(session);
+                }
+            }
+        }
+    }
+
+    fn look_for(&self, session: &SessionId) {
+        if let Some(pair) = self.sockets.get(&Place::of(session)) {
+            let mut to = pair.destination(session);
+            to.set_port(super::echo::PORT);
+            sys::send(pair.transmit(), &[Letter { to, from: session.local, payload: Vec::new() }]);
         }
     }
 
@@ -188,7 +224,7 @@ impl Loop {
                         self.statistics.unsent += 1;
                     }
                 }
-                Output::Echo(..) => self.statistics.unsent += 1,
+                Output::Echo(session, payload) => self.send_echo(&session, &payload),
                 Output::Changed(change) => {
                     changed = true;
                     self.tell(Event::Changed(change));

@@ -5,6 +5,7 @@
 //! wait: they are given to the speaker in the step that learned their reason. It knows nothing of how bytes, changes and
 //! messages travel (see `driver`).
 
+pub mod explain;
 mod io;
 mod life;
 mod routes;
@@ -376,6 +377,11 @@ impl Router {
             self.listeners.clone_from(&listeners);
             self.outputs.push_back(Output::Listen(listeners));
         }
+    }
+
+    /// Whether there is a BGP neighbour of that name.
+    pub fn has_neighbor(&self, id: &NeighborId) -> bool {
+        self.neighbor(id).is_some()
     }
 
     fn neighbor(&self, id: &NeighborId) -> Option<&Neighbor> {

@@ -1,1 +1,346 @@
-//! Plays.
+//! Plays in time: a router between a set that stands for the kernel and neighbours that are spoken to by hand.
+
+use martlet_api::readiness::{Readiness, VERSION, VipReadiness};
+use martlet_api::view::{self, Bgp, GatewayRouter, ObjectName, Protocol, View};
+use martlet_bfd::Diagnostic;
+use martlet_netlink::{Change, Link, NextHop, Route, RouteKind};
+
+use super::*;
+use crate::gate::Reason;
+use crate::intent::Settings;
+use crate::mirror::Failure;
+
+fn at(millis: u64) -> Instant {
+    Instant::from_millis(millis)
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+/// A router, its kernel, and what it wanted.
+struct Stage {
+    router: Router,
+    kernel: BTreeSet<Object>,
+    links: BTreeMap<u32, Link>,
+    outputs: Vec<Output>,
+    events: Vec<Event>,
+}
+
+fn link(up: bool) -> Link {
+    let addresses = [net("10.0.0.1/24"), net("fd00::1/64"), net("fe80::1/64")].into();
+    Link { index: 7, name: "eth0".into(), up, carrier: up, mtu: 1500, addresses }
+}
+
+fn config() -> Config {
+    Config {
+        identity: Identity { router_id: None, name: "pod".into() },
+        external_interface: "eth0".into(),
+        table: 4096,
+        adopt: Duration::from_secs(10),
+        drain: Duration::from_secs(5),
+        seed: 1,
+    }
+}
+
+fn supervised() -> Protocol {
+    Protocol::Static(Some(view::Bfd::default()))
+}
+
+fn bgp() -> Protocol {
+    Protocol::Bgp(Box::<Bgp>::default())
+}
+
+fn intent(routers: &[(&str, &str, Protocol)], vips: &[&str]) -> Intent {
+    let view = View {
+        gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
+        exists: true,
+        routers: routers
+            .iter()
+            .map(|(name, address, protocol)| {
+                let address = address.parse().unwrap();
+                let protocol = protocol.clone();
+                (Arc::from(*name), GatewayRouter { address, interface: None, description: None, protocol })
+            })
+            .collect(),
+        routes: BTreeMap::new(),
+        services: BTreeMap::new(),
+        vips: vips.iter().map(|vip| net(vip)).collect(),
+        subnets: BTreeSet::new(),
+        conditions: BTreeSet::new(),
+    };
+    Intent::new(&view, &Settings { external_interface: "eth0".into(), ..Settings::default() })
+}
+
+fn ready(vips: &[&str]) -> Lb {
+    let ready = |vip: &&str| (net(vip), VipReadiness { ready: true, reason: String::new() });
+    let vips = vips.iter().map(ready).collect();
+    Lb::Said(Readiness { version: VERSION, gateway: "sllb-a".into(), draining: false, vips })
+}
+
+fn session(remote: &str) -> SessionId {
+    SessionId { remote: remote.parse().unwrap(), interface: Some("eth0".into()), local: None }
+}
+
+fn status(state: State, remote_state: State) -> SessionStatus {
+    SessionStatus {
+        state,
+        since: at(0),
+        diagnostic: Diagnostic::None,
+        remote_state,
+        remote_diagnostic: Diagnostic::None,
+        local_discriminator: 1,
+        remote_discriminator: 2,
+        transmit_interval: Duration::from_millis(300),
+        detection_time: Duration::from_millis(1500),
+    }
+}
+
+fn default_via(hop: &str) -> Object {
+    let gateway = Some(hop.parse::<IpAddr>().unwrap());
+    let hops = vec![NextHop { gateway, interface: Some(7), weight: 1, onlink: false }];
+    let prefix = if hop.contains(':') { net("::/0") } else { net("0.0.0.0/0") };
+    Object::Route(Route { table: 4096, prefix, metric: 20, kind: RouteKind::Unicast(hops) })
+}
+
+impl Stage {
+    fn new(kernel: BTreeSet<Object>) -> Self {
+        let links = [(7, link(true))].into();
+        let mut stage = Self { router: Router::new(config()), kernel, links, outputs: Vec::new(), events: Vec::new() };
+        stage.dump(0);
+        stage
+    }
+
+    fn dump(&mut self, millis: u64) {
+        let snapshot = Snapshot { links: self.links.clone(), objects: self.kernel.clone() };
+        self.handle(millis, Input::Kernel(&snapshot));
+    }
+
+    /// Lets the time pass, then hands `input` in.
+    fn handle(&mut self, millis: u64, input: Input<'_>) {
+        while let Some(due) = self.router.deadline().filter(|due| *due < at(millis)) {
+            self.step(due, Input::Timeout);
+        }
+        self.step(at(millis), input);
+    }
+
+    /// Hands `input` in; plays the kernel.
+    fn step(&mut self, now: Instant, input: Input<'_>) {
+        self.router.handle(now, input.clone());
+        while let Some(output) = self.router.poll() {
+            match output {
+                Output::Apply(changes) => {
+                    for change in changes {
+                        match change {
+                            Change::Add(object) => assert!(self.kernel.insert(object)),
+                            Change::Remove(object) => assert!(self.kernel.remove(&object)),
+                            Change::Replace { from, to } => {
+                                assert!(self.kernel.remove(&from) && self.kernel.insert(to));
+                            }
+                        }
+                    }
+                    self.router.handle(now, Input::Applied(&[]));
+                }
+                Output::Event(event) => self.events.push(event),
+                output => self.outputs.push(output),
+            }
+        }
+        if let Some(deadline) = self.router.deadline() {
+            assert!(deadline >= now, "a deadline in the past remains");
+            assert!(deadline > now || !matches!(input, Input::Timeout), "a timeout does not help");
+        }
+    }
+
+    fn bfd(&mut self, millis: u64, states: &[(&str, State, State)]) {
+        let sessions = states.iter().map(|(remote, state, other)| (session(remote), status(*state, *other))).collect();
+        self.handle(millis, Input::Bfd(&sessions));
+    }
+
+    fn routes(&self) -> Vec<String> {
+        let learned = |object: &Object| match object {
+            Object::Route(Route { metric: 20, prefix, kind: RouteKind::Unicast(hops), .. }) => {
+                let hops: Vec<_> = hops.iter().map(|hop| hop.gateway.unwrap().to_string()).collect();
+                Some(format!("{prefix} via {}", hops.join(" ")))
+            }
+            _ => None,
+        };
+        self.kernel.iter().filter_map(learned).collect()
+    }
+
+    fn announced(&self) -> Vec<String> {
+        self.router.announced.iter().map(ToString::to_string).collect()
+    }
+}
+
+#[test]
+fn rules_and_blackholes_stand_before_anybody_is_up() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &["20.0.0.1/32", "2000::1/128"])));
+    assert_eq!(stage.kernel.len(), 6 + 4);
+    assert!(stage.announced().is_empty());
+    let said: Vec<_> = stage.events.iter().filter(|event| matches!(event, Event::Withheld(..))).collect();
+    assert_eq!(said.len(), 2);
+}
+
+#[test]
+fn a_static_gateway_is_a_route_and_connectivity_exactly_while_bfd_is_up() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", supervised())], &["20.0.0.1/32"])));
+    stage.handle(0, Input::Lb(&ready(&["20.0.0.1/32"])));
+    assert_eq!((stage.routes().len(), stage.announced().len()), (0, 0));
+    stage.bfd(10, &[("10.0.0.2", State::Up, State::Up)]);
+    assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
+    assert_eq!(stage.announced(), ["20.0.0.1/32"]);
+    assert!(stage.outputs.contains(&Output::Connectivity(Families { ipv4: true, ipv6: false })));
+    stage.bfd(20, &[("10.0.0.2", State::Down, State::Up)]);
+    assert_eq!((stage.routes().len(), stage.announced().len()), (0, 0));
+}
+
+#[test]
+fn the_next_static_gateway_takes_over_in_one_replacement() {
+    let both = [("a", "10.0.0.2", supervised()), ("b", "10.0.0.3", supervised())];
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&both, &["20.0.0.1/32"])));
+    stage.bfd(10, &[("10.0.0.2", State::Up, State::Up), ("10.0.0.3", State::Up, State::Up)]);
+    assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
+    stage.bfd(20, &[("10.0.0.2", State::Down, State::Down), ("10.0.0.3", State::Up, State::Up)]);
+    assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.3"]);
+}
+
+#[test]
+fn a_link_without_carrier_takes_its_static_gateway_along() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &["20.0.0.1/32"])));
+    assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
+    // The kernel drops the IPv4 routes of a link that goes down, without a word.
+    stage.kernel.remove(&default_via("10.0.0.2"));
+    stage.links.insert(7, link(false));
+    stage.dump(10);
+    assert!(stage.routes().is_empty());
+    stage.links.insert(7, link(true));
+    stage.dump(20);
+    assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
+}
+
+#[test]
+fn an_adopted_route_stays_until_it_is_told_again_or_ten_seconds_are_over() {
+    let mut stage = Stage::new([default_via("10.0.0.2"), default_via("fd00::2")].into());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", supervised()), ("gw6", "fd00::2", bgp())], &[])));
+    assert_eq!(stage.routes().len(), 2);
+    stage.bfd(1000, &[("10.0.0.2", State::Up, State::Up)]);
+    assert_eq!(stage.routes().len(), 2, "told again: not touched; the other family has not spoken");
+    stage.handle(9_999, Input::Timeout);
+    assert_eq!(stage.routes().len(), 2);
+    stage.handle(10_000, Input::Timeout);
+    assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
+    assert!(stage.events.contains(&Event::AdoptionEnded(Family::Ipv6, 1)));
+}
+
+#[test]
+fn before_the_source_has_synced_nothing_is_removed() {
+    let stale = Object::Route(Route { table: 4096, prefix: net("0.0.0.0/0"), metric: 33, kind: RouteKind::Blackhole });
+    let mut stage = Stage::new([stale.clone()].into());
+    stage.handle(5_000, Input::Lb(&ready(&[])));
+    assert!(stage.kernel.contains(&stale));
+    stage.handle(6_000, Input::Intent(&intent(&[], &[])));
+    assert!(!stage.kernel.contains(&stale));
+}
+
+#[test]
+fn what_others_delete_is_put_back_in_the_same_step() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[], &["20.0.0.1/32"])));
+    let removed: BTreeSet<Object> = stage.kernel.iter().filter(|o| matches!(o, Object::Rule(_))).cloned().collect();
+    stage.kernel.retain(|object| !removed.contains(object));
+    stage.handle(1, Input::KernelChanged { removed: &removed, appeared: &BTreeSet::new() });
+    assert!(removed.is_subset(&stage.kernel));
+    assert!(stage.events.contains(&Event::Repaired(3)));
+}
+
+#[test]
+fn the_end_withdraws_then_drains_then_takes_learned_routes_along_and_leaves_the_rest() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &["20.0.0.1/32"])));
+    stage.handle(0, Input::Lb(&ready(&["20.0.0.1/32"])));
+    assert_eq!(stage.announced().len(), 1);
+    stage.handle(100, Input::Stop);
+    assert_eq!((stage.announced().len(), stage.routes().len()), (0, 1));
+    assert!(stage.events.contains(&Event::Withheld(net("20.0.0.1/32"), Reason::Stopping)));
+    assert_eq!(stage.router.deadline(), Some(at(5_100)));
+    stage.handle(5_100, Input::Timeout);
+    assert_eq!((stage.routes().len(), stage.kernel.len()), (0, 3 + 4));
+    assert_eq!(stage.outputs.last(), Some(&Output::Stopped));
+}
+
+#[test]
+fn who_is_in_a_hurry_asks_twice() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &[])));
+    stage.handle(100, Input::Stop);
+    stage.handle(101, Input::Stop);
+    assert_eq!(stage.outputs.last(), Some(&Output::Stopped));
+    let mut idle = Stage::new(BTreeSet::new());
+    idle.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    idle.handle(1, Input::Stop);
+    assert!(idle.events.contains(&Event::Stopping), "nobody sends us anything: nothing to drain");
+}
+
+#[test]
+fn a_connection_from_nowhere_is_refused_before_a_byte_is_read() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    let local: SocketAddr = "10.0.0.1:10179".parse().unwrap();
+    let strange = [("eth0", "10.0.0.3:4000"), ("eth1", "10.0.0.2:4000")];
+    for (number, (interface, remote)) in (1..).zip(strange) {
+        let remote = remote.parse().unwrap();
+        stage.handle(1, Input::Incoming(Incoming { ticket: Ticket(number), interface, local, remote }));
+        assert_eq!(stage.outputs.last(), Some(&Output::Refuse(Ticket(number))));
+    }
+    assert_eq!(stage.events.iter().filter(|event| matches!(event, Event::Stranger(..))).count(), 2);
+}
+
+#[test]
+fn listeners_follow_their_interface() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp()), ("gw6", "fd00::2", bgp())], &[])));
+    let Some(Output::Listen(listeners)) = stage.outputs.iter().rfind(|o| matches!(o, Output::Listen(_))).cloned()
+    else {
+        panic!("no listeners")
+    };
+    assert_eq!(listeners.len(), 2);
+    assert!(listeners.keys().all(|listener| listener.port == 10179 && listener.index == 7));
+    stage.links.remove(&7);
+    stage.dump(1);
+    assert!(stage.outputs.contains(&Output::Listen(Listeners::new())));
+}
+
+#[test]
+fn a_kernel_that_refuses_is_asked_again_and_dumped() {
+    let mut router = Router::new(config());
+    let snapshot = Snapshot { links: [(7, link(true))].into(), objects: BTreeSet::new() };
+    router.handle(at(0), Input::Kernel(&snapshot));
+    router.handle(at(0), Input::Intent(&intent(&[], &["20.0.0.1/32"])));
+    let mut outputs = std::iter::from_fn(|| router.poll());
+    let Some(Output::Apply(changes)) = outputs.find(|output| matches!(output, Output::Apply(_))) else { panic!() };
+    let failure = Failure { change: changes[0].clone(), error: "no".into() };
+    router.handle(at(1), Input::Applied(&[failure]));
+    let outputs: Vec<_> = std::iter::from_fn(|| router.poll()).collect();
+    assert!(outputs.contains(&Output::Dump));
+    assert!(router.status(at(1)).kernel[0].contains("no"));
+}
+
+#[test]
+fn repeating_a_value_does_nothing() {
+    let mut stage = Stage::new(BTreeSet::new());
+    let wish = intent(&[("gw", "10.0.0.2", supervised()), ("n", "10.0.0.3", bgp())], &["20.0.0.1/32"]);
+    let lb = ready(&["20.0.0.1/32"]);
+    stage.handle(0, Input::Intent(&wish));
+    stage.handle(0, Input::Lb(&lb));
+    stage.bfd(0, &[("10.0.0.2", State::Up, State::Up)]);
+    let (outputs, events) = (stage.outputs.len(), stage.events.len());
+    stage.handle(0, Input::Intent(&wish));
+    stage.handle(0, Input::Lb(&lb));
+    stage.bfd(0, &[("10.0.0.2", State::Up, State::Up)]);
+    stage.dump(0);
+    assert_eq!((stage.outputs.len(), stage.events.len()), (outputs, events));
+}

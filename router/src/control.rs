@@ -1,0 +1,209 @@
+//! The control socket: one JSON line asks, one JSON line answers; what `martlet show`, `explain` and `reset` talk to.
+//!
+//! Mode 0660; only the same user and root are answered. It knows nothing of how answers are shown.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use martlet_bgp::NeighborId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tracing::{debug, warn};
+
+use crate::core::explain::Link;
+use crate::core::{Input, RouteView, Status};
+use crate::driver::Asker;
+use crate::metrics::Counted;
+use crate::ring::{Line, Ring};
+
+/// The longest request, octets.
+const MAX_REQUEST: u64 = 4096;
+/// How long an asker may take, and how long the router.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The most routes in an answer.
+const MAX_ROUTES: usize = 10_000;
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Everything but routes and events: [`Answer::Status`].
+    Status,
+    /// Routes, at most this many (and never more than ten thousand): [`Answer::Routes`].
+    Routes(usize),
+    /// Events after this number: [`Answer::Events`].
+    Events(u64),
+    /// Counters: [`Answer::Counters`].
+    Counters,
+    /// Why a VIP is announced or not: [`Answer::Explain`].
+    Explain(IpAddr),
+    /// Close a session and start anew, with a text for the neighbour: [`Answer::Done`].
+    Reset(String, String),
+    /// Ask a neighbour for its routes again: [`Answer::Done`].
+    Refresh(String),
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// See [`Request::Status`].
+    Status(Box<Status>),
+    /// See [`Request::Routes`].
+    Routes(Vec<RouteView>),
+    /// See [`Request::Events`].
+    Events(Vec<Line>),
+    /// See [`Request::Counters`], by neighbour.
+    Counters(BTreeMap<String, BTreeMap<String, u64>>),
+    /// See [`Request::Explain`].
+    Explain(Vec<Link>),
+    /// It was done.
+    Done,
+    /// It was not understood, or cannot be done.
+    Error(String),
+}
+
+/// Listens on `path` until the driver ends.
+///
+/// # Errors
+/// When the socket cannot be made: its folder is missing or not ours.
+pub fn serve(path: &Path, asker: Asker, ring: Ring) -> io::Result<()> {
+    // What a killed router left is in the way of a new one.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    let socket = Removed(path.to_owned());
+    tokio::spawn(async move {
+        let _socket = socket;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(converse(stream, asker.clone(), ring.clone()))),
+                Err(error) => {
+                    warn!(%error, "the control socket does not accept");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Takes the socket's file along when it goes.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Whether the other end is root or the user that owns our process.
+fn is_friend(stream: &UnixStream) -> bool {
+    let own = std::fs::metadata("/proc/self").map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata));
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || own.is_ok_and(|own| own == peer.uid()))
+}
+
+async fn converse(stream: UnixStream, asker: Asker, ring: Ring) {
+    if !is_friend(&stream) {
+        debug!("a stranger on the control socket was sent away");
+        return;
+    }
+    let (read, mut write) = stream.into_split();
+    let mut reader = BufReader::new(read);
+    loop {
+        let mut line = String::new();
+        let mut limited = (&mut reader).take(MAX_REQUEST);
+        let read = tokio::time::timeout(PATIENCE, limited.read_line(&mut line)).await;
+        if !matches!(read, Ok(Ok(count)) if count > 0) {
+            return;
+        }
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => answer(request, &asker, &ring).await,
+            Err(error) => Answer::Error(format!("not understood: {error}")),
+        };
+        let Ok(mut text) = serde_json::to_vec(&answer) else { return };
+        text.push(b'\n');
+        if !matches!(tokio::time::timeout(PATIENCE, write.write_all(&text)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+async fn answer(request: Request, asker: &Asker, ring: &Ring) -> Answer {
+    let answer = match request {
+        Request::Status => asker.ask(|look| Answer::Status(Box::new(look.router.status(look.now)))).await,
+        Request::Routes(max) => {
+            asker.ask(move |look| Answer::Routes(look.router.route_views(max.min(MAX_ROUTES)))).await
+        }
+        Request::Events(after) => Some(Answer::Events(ring.after(after))),
+        Request::Counters => {
+            let counters = asker.ask(|look| look.router.counters()).await;
+            counters.map(|counters| {
+                let named = |counted: &martlet_bgp::Counters| {
+                    Counted::ALL.iter().map(|one| (one.name.to_owned(), (one.read)(counted))).collect()
+                };
+                Answer::Counters(counters.iter().map(|(id, counted)| (id.to_string(), named(counted))).collect())
+            })
+        }
+        Request::Explain(vip) => asker.ask(move |look| Answer::Explain(look.router.explain(look.now, vip))).await,
+        Request::Reset(peer, text) => act(asker, peer, move |id| Box::new(Act::Reset(id, text))).await,
+        Request::Refresh(peer) => act(asker, peer, |id| Box::new(Act::Refresh(id))).await,
+    };
+    answer.unwrap_or_else(|| Answer::Error("the router has ended".into()))
+}
+
+enum Act {
+    Reset(NeighborId, String),
+    Refresh(NeighborId),
+}
+
+async fn act(asker: &Asker, peer: String, act: impl FnOnce(NeighborId) -> Box<Act> + Send + 'static) -> Option<Answer> {
+    asker
+        .ask(move |look| {
+            let id = NeighborId::new(&peer);
+            if !look.router.has_neighbor(&id) {
+                return Answer::Error(format!("there is no BGP GatewayRouter {peer}"));
+            }
+            match *act(id) {
+                Act::Reset(id, text) => look.router.handle(look.now, Input::Reset(&id, &text)),
+                Act::Refresh(id) => look.router.handle(look.now, Input::Refresh(&id)),
+            }
+            Answer::Done
+        })
+        .await
+}
+
+/// Asks the router whose control socket is `path`.
+///
+/// # Errors
+/// When nobody answers there, or what is answered is not understood.
+pub async fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> io::Result<T> {
+    let talk = async {
+        let mut stream = UnixStream::connect(path).await?;
+        let mut text = serde_json::to_vec(request)?;
+        text.push(b'\n');
+        stream.write_all(&text).await?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).await?;
+        if line.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "not answered: only its own user and root are",
+            ));
+        }
+        Ok(serde_json::from_str(&line)?)
+    };
+    tokio::time::timeout(PATIENCE, talk).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
