@@ -1,11 +1,12 @@
 #!/bin/sh
 # Makes a Debian machine ready for `make demo` and `make test`: the packages, without starting their daemons, and a look at
 # what it never installs (Rust, the right to make network namespaces). Quiet and quick when there is nothing to do.
+# With --unit: only what unit tests need, and root only if something is missing.
 set -eu
 
 RUST=1.95
-PACKAGES="build-essential ca-certificates pkg-config
-iproute2 iputils-ping nftables procps tcpdump tshark
+BUILD="build-essential ca-certificates pkg-config"
+LABS="iproute2 iputils-ping nftables procps tcpdump tshark
 frr bird2 gobgpd openbgpd exabgp"
 
 fail() {
@@ -13,7 +14,7 @@ fail() {
     exit 1
 }
 
-check_root() {
+check_namespaces() {
     [ "$(id -u)" = 0 ] || fail "labs make network namespaces: run as root"
     unshare --net true 2>/dev/null ||
         fail "this machine does not let root make network namespaces (in a container: add CAP_SYS_ADMIN and CAP_NET_ADMIN)"
@@ -38,6 +39,8 @@ missing_packages() {
 install_packages() {
     missing=$(missing_packages)
     [ -n "$missing" ] || return 0
+    [ "$(id -u)" = 0 ] || fail "as root: apt-get install $missing"
+    command -v apt-get >/dev/null || fail "this is no Debian: install by hand what stands for $missing"
     echo "setup: installing $missing"
     log=$(mktemp)
     policy=/usr/sbin/policy-rc.d
@@ -61,7 +64,16 @@ install_packages() {
     fi
 }
 
-command -v apt-get >/dev/null || fail "this is no Debian: install these by hand: $(echo $PACKAGES)"
-check_rust
-check_root
+case "${1:-}" in
+--unit)
+    PACKAGES=$BUILD
+    check_rust
+    ;;
+'')
+    PACKAGES="$BUILD $LABS"
+    check_rust
+    check_namespaces
+    ;;
+*) fail "$1: there is only --unit" ;;
+esac
 install_packages
