@@ -121,6 +121,7 @@ impl Args {
             adopt: Duration::from_secs(self.adopt),
             router_id: self.router_id,
             pod_uid: self.pod_uid,
+            ..Options::default()
         })
     }
 }
