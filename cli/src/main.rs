@@ -2,6 +2,7 @@
 //!
 //! It knows flags, environment variables and how a log looks; what the subcommands do is in the libraries.
 
+mod lb;
 mod lint;
 mod logging;
 mod router;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Announce VIPs to the gateway routers while the load balancer can serve them.
     Router(Box<router::Args>),
+    /// Spread the packets of VIPs over application pods.
+    Lb(Box<lb::Args>),
     /// Check a folder of YAML without a cluster: one line a fault, exit code 1 if there is one.
     Lint(lint::Args),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     }
     let ended = match cli.command {
         Command::Router(args) => on_runtime(args.run()),
+        Command::Lb(args) => on_runtime(args.run()),
         Command::Lint(args) => return args.run(),
     };
     match ended {

@@ -19,6 +19,7 @@ Examples:
 /// The flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Args {
     /// Folder of YAML with the objects of the Gateway.
     #[arg(long, env = "MARTLET_CONFIG_DIR", default_value = "/etc/martlet", value_name = "DIR")]

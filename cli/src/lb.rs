@@ -1,0 +1,103 @@
+//! `martlet lb`: flags and variables of the load balancer.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use martlet_api::view::ObjectName;
+use martlet_lb::queue::{Loop, Settings};
+use martlet_lb::run::{self, Options};
+
+const EXAMPLES: &str = "\
+Examples:
+  martlet lb --config-dir /etc/martlet --gateway sllb-a
+  martlet lb --config-dir /etc/martlet --gateway sllb-a --internal-interface net1 --queues 0:3
+  martlet lb --clean                      remove what a load balancer left in the kernel";
+
+/// The flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Folder of YAML with the objects of the Gateway.
+    #[arg(long, env = "MARTLET_CONFIG_DIR", default_value = "/etc/martlet", value_name = "DIR")]
+    config_dir: PathBuf,
+    /// Name of the Gateway.
+    #[arg(long, env = "MARTLET_GATEWAY", value_name = "NAME", required_unless_present = "clean")]
+    gateway: Option<String>,
+    /// Namespace of the Gateway.
+    #[arg(long, env = "NFE_NAMESPACE", default_value = "default", value_name = "NAME")]
+    namespace: String,
+    /// Interface towards the endpoints; otherwise whichever has an address of their network.
+    #[arg(long, env = "MARTLET_INTERNAL_INTERFACE", value_name = "NAME")]
+    internal_interface: Option<String>,
+    /// Socket that the router connects to.
+    #[arg(long, env = "NFE_LB_SOCKET", default_value = martlet_api::readiness::DEFAULT_SOCKET, value_name = "URL")]
+    socket: String,
+    /// First and last nfqueue, a thread each; otherwise one for each CPU, at most four.
+    #[arg(long, env = "MARTLET_QUEUES", value_name = "FIRST:LAST", value_parser = queues)]
+    queues: Option<(u16, u16)>,
+    /// Octets of each packet that are copied to user space.
+    #[arg(long, env = "MARTLET_COPY_RANGE", default_value_t = Settings::default().copy_range, value_name = "OCTETS")]
+    copy_range: u16,
+    /// Packets that may wait in each queue.
+    #[arg(long, env = "MARTLET_QUEUE_LENGTH", default_value_t = Settings::default().length, value_name = "PACKETS")]
+    queue_length: u32,
+    /// Loop of the queue threads: own, nfq.
+    #[arg(long, env = "MARTLET_QUEUE_LOOP", default_value = "own", value_name = "LOOP")]
+    queue_loop: Loop,
+    /// Let packets pass unmarked while no thread listens, instead of dropping them in the queue.
+    #[arg(long, env = "MARTLET_QUEUE_BYPASS")]
+    bypass: bool,
+    /// Pick the queue by the CPU of a packet instead of the hash of its addresses.
+    #[arg(long, env = "MARTLET_QUEUE_FANOUT")]
+    fanout: bool,
+    /// Slots of each Maglev table, a prime; otherwise by the most endpoints of the Service (65537 at 100).
+    #[arg(long, env = "MARTLET_TABLE_SIZE", value_name = "SLOTS")]
+    table_size: Option<u32>,
+    /// At the end: how long to forward on after the router was told, seconds.
+    #[arg(long, env = "MARTLET_DRAIN", default_value_t = 10, value_name = "SECONDS")]
+    drain: u64,
+    /// Remove what a load balancer left in the kernel, and end.
+    #[arg(long)]
+    clean: bool,
+}
+
+/// `first:last`, or one number.
+fn queues(text: &str) -> Result<(u16, u16), String> {
+    let number = |part: &str| part.parse::<u16>().map_err(|error| format!("{part}: {error}; accepted: 0:3, or 0"));
+    match text.split_once(':') {
+        Some((first, last)) => Ok((number(first)?, number(last)?)),
+        None => number(text).map(|queue| (queue, queue)),
+    }
+}
+
+impl Args {
+    /// Runs the load balancer until a signal ends it.
+    pub async fn run(self) -> anyhow::Result<()> {
+        if self.clean {
+            return run::clean().await;
+        }
+        let gateway = self.gateway.context("--gateway is missing")?;
+        let defaults = Options::default();
+        let range = self.queues.map_or(defaults.queue.queues.clone(), |(first, last)| first..=last);
+        let queue = Settings {
+            queue_loop: self.queue_loop,
+            queues: range,
+            copy_range: self.copy_range,
+            length: self.queue_length,
+            ..defaults.queue.clone()
+        };
+        run::run(Options {
+            config_dir: self.config_dir,
+            gateway: ObjectName { namespace: self.namespace.into(), name: gateway.into() },
+            internal_interface: self.internal_interface.map(Into::into),
+            socket: self.socket,
+            queue,
+            bypass: self.bypass,
+            fanout: self.fanout,
+            drain: Duration::from_secs(self.drain),
+            table_size: self.table_size,
+        })
+        .await
+    }
+}
