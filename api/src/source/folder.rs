@@ -40,7 +40,7 @@ pub fn folder(dir: PathBuf, namespace: &str) -> (watch::Receiver<Arc<Objects>>, 
     let eye = Eye::open(&dir, &told);
     let mut shelf = Shelf::new(namespace);
     read(&dir, &mut shelf);
-    tell(&Objects::default(), shelf.objects());
+    super::tell(&Objects::default(), shelf.objects());
     let (sender, receiver) = watch::channel(Arc::new(shelf.objects().clone()));
     let task = tokio::spawn(run(dir, shelf, eye, told, events, sender));
     (receiver, task)
@@ -126,23 +126,11 @@ async fn run(
         sender.send_if_modified(|last| {
             let changed = **last != *shelf.objects();
             if changed {
-                tell(last, shelf.objects());
+                super::tell(last, shelf.objects());
                 *last = Arc::new(shelf.objects().clone());
             }
             changed
         });
-    }
-}
-
-/// New conditions, one line each, and that one is gone.
-fn tell(before: &Objects, now: &Objects) {
-    for condition in now.conditions.difference(&before.conditions) {
-        let (kind, object, reason) = (&*condition.kind, &condition.object, &*condition.reason);
-        tracing::warn!(kind, %object, reason, "{}", condition.message);
-    }
-    for condition in before.conditions.difference(&now.conditions) {
-        let (kind, object, reason) = (&*condition.kind, &condition.object, &*condition.reason);
-        tracing::info!(kind, %object, reason, "mended or removed");
     }
 }
 
