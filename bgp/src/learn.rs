@@ -6,7 +6,7 @@ use crate::connection::Connection;
 use crate::intern::{AttributesId, NeighborIndex, Teller};
 use crate::neighbor::Neighbor;
 use crate::policy::{Exporter, OwnPrefixes, Stance, accepts, marked, refused};
-use crate::rib::{Change, Destination, Rib, Tables, place};
+use crate::rib::{Change, Destination, Tables, place};
 use crate::speaker::Speaker;
 use crate::wire::attribute::{Approach, Attributes, NextHop};
 use crate::wire::prefix::{Nlri, Prefix, Prefix4, Prefix6};
@@ -390,10 +390,4 @@ impl Speaker {
             }
         }
     }
-}
-
-/// What the RIB holds, for tests.
-#[cfg(test)]
-pub(crate) fn held(rib: &Rib) -> (usize, usize, usize) {
-    (rib.ipv4.len(), rib.ipv6.len(), rib.interner.len())
 }

@@ -136,7 +136,7 @@ pub fn negotiate(
     {
         return refuse(11, format!("the neighbour says {told:?}, our role {role:?} asks for {:?}", counterpart(role)));
     }
-    let multiprotocol = |open: &Open| open.capabilities.iter().any(|one| matches!(one, Capability::Multiprotocol(_)));
+    let multiprotocol = |open: &Open| open.capabilities.iter().any(|one| one.code() == 1);
     let carries = |open: &Open, family| {
         // RFC 4760 section 8: who does not speak of families has IPv4.
         open.capabilities.contains(&Capability::Multiprotocol(family)) || family == Family::Ipv4 && !multiprotocol(open)
