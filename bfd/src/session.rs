@@ -181,6 +181,10 @@ impl Session {
         if config.auth.as_ref().map(|auth| auth.kind) != self.config.auth.as_ref().map(|auth| auth.kind) {
             self.authenticator.forget();
         }
+        // Section 6.6: who need not listen to us must be asked whether it heard.
+        if config.multiplier != self.config.multiplier && self.remote_demand_active() {
+            self.timing.start_poll();
+        }
         self.leaves_at = None;
         self.config = config;
         if self.config.admin_down {

@@ -105,6 +105,21 @@ fn repeating_the_wish_does_nothing() {
 }
 
 #[test]
+fn a_new_multiplier_is_told_with_the_next_packet_and_polled_only_in_demand_mode() {
+    for flags in [0, common::packet::DEMAND] {
+        let mut end = Alone::up(&config(100, 3));
+        let mut told = packet(UP, end.ours());
+        (told.flags, told.multiplier) = (flags, 20);
+        end.hears(at(1000), &told);
+        end.sent.clear();
+        end.configure(at(1000), &config(100, 7));
+        end.run(at(1100));
+        let first = &end.sent[0].1;
+        assert_eq!((first.multiplier, first.has(POLL)), (7, flags != 0));
+    }
+}
+
+#[test]
 fn admin_down_is_told_at_once_and_for_as_long_as_it_lasts() {
     let mut end = Alone::up(&config(100, 3));
     let held = SessionConfig { admin_down: true, ..config(100, 3) };
