@@ -21,7 +21,8 @@ pub enum Event {
     LinksChanged,
     /// Somebody touched our objects, or routes in our tables.
     ObjectsChanged(ObjectsChanged),
-    /// The kernel had more to say than the socket could hold, and dropped it: take a snapshot.
+    /// What changed cannot be told piece by piece: the kernel had more to say than the socket could hold, or another
+    /// *replaced* a route in our tables, which says what came but not what went. Take a snapshot.
     Overrun,
 }
 
@@ -102,7 +103,7 @@ impl Hints {
         self.put(|pending| pending.links = true);
     }
 
-    /// Messages were lost.
+    /// Messages were lost, or do not say enough.
     pub(super) fn overrun(&self) {
         self.put(|pending| pending.overrun = true);
     }

@@ -175,6 +175,7 @@ impl Kernel {
     pub async fn apply(&mut self, changes: &[Change]) -> Vec<(Change, Error)> {
         let mut failed = Vec::new();
         for changes in changes.chunks(BATCH) {
+            self.wire.catch_up();
             let mut todo = Vec::new();
             for change in changes {
                 match self.step(change) {

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ERROR, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
@@ -188,7 +188,7 @@ impl Wire {
             for message in datagram::messages(&buffer).filter_map(decode) {
                 match message.payload {
                     NetlinkPayload::Error(error) => reply(message.header.sequence_number, Reply::of(&error)),
-                    NetlinkPayload::InnerMessage(message) => self.notice(state, &message),
+                    NetlinkPayload::InnerMessage(inner) => self.notice(state, &inner, message.header.flags),
                     _ => {}
                 }
             }
@@ -201,9 +201,16 @@ impl Wire {
     }
 
     /// Another changed something.
-    fn notice(&self, state: &mut State, message: &RouteNetlinkMessage) {
+    fn notice(&self, state: &mut State, message: &RouteNetlinkMessage, flags: u16) {
         match message {
-            RouteNetlinkMessage::NewRoute(route) => self.notice_route(state, route, false),
+            RouteNetlinkMessage::NewRoute(route) => {
+                let replaced = flags & NLM_F_REPLACE != 0;
+                if replaced && decode::route(&self.owner, route) != Seen::Elsewhere {
+                    // The kernel does not say what is gone, and it may have been ours.
+                    self.hints.overrun();
+                }
+                self.notice_route(state, route, false);
+            }
             RouteNetlinkMessage::DelRoute(route) => self.notice_route(state, route, true),
             RouteNetlinkMessage::NewRule(rule) => self.notice_rule(rule, false),
             RouteNetlinkMessage::DelRule(rule) => self.notice_rule(rule, true),
@@ -269,12 +276,14 @@ impl Wire {
         self.state().foreign.extend(keys);
     }
 
-    /// Whether another's route is at `key`, as of now.
+    /// Reads what others did so far; an error shows at the next exchange.
+    pub(super) fn catch_up(&self) {
+        let _ = self.read(&mut self.state(), usize::MAX, |_, _| {});
+    }
+
+    /// Whether another's route is known at `key`.
     pub(super) fn is_foreign(&self, key: &Key) -> bool {
-        let mut state = self.state();
-        // What happened since the last reading counts; an error here shows at the next exchange.
-        let _ = self.read(&mut state, TURN, |_, _| {});
-        state.foreign.contains(key)
+        self.state().foreign.contains(key)
     }
 }
 

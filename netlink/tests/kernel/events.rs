@@ -20,18 +20,26 @@ async fn settle(events: &mut Events) {
     while timeout(Duration::from_millis(200), events.next()).await.is_ok() {}
 }
 
-/// Waits for the hint about objects; others may come before it.
-async fn next_objects(events: &mut Events) -> ObjectsChanged {
+/// The next hint that is not about links: those come late (carrier, duplicate address detection).
+async fn next_but_links(events: &mut Events) -> Event {
     loop {
-        if let Event::ObjectsChanged(changed) = next(events).await {
-            return changed;
+        match next(events).await {
+            Event::LinksChanged => {}
+            event => return event,
         }
+    }
+}
+
+async fn next_objects(events: &mut Events) -> ObjectsChanged {
+    match next_but_links(events).await {
+        Event::ObjectsChanged(changed) => changed,
+        event => panic!("{event:?}"),
     }
 }
 
 #[test]
 fn our_own_changes_make_no_hint_and_a_deletion_by_another_does() {
-    in_namespace("our_own_changes_make_no_hint_and_a_deletion_by_another_does", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, mut events) = Kernel::open(owner()).unwrap();
         settle(&mut events).await;
@@ -53,45 +61,55 @@ fn our_own_changes_make_no_hint_and_a_deletion_by_another_does() {
         make(&mut kernel, &want).await;
         // The first hint of all is another's.
         ip("route del 10.0.0.0/8 table 4096");
-        assert_eq!(
-            next(&mut events).await,
-            Event::ObjectsChanged(ObjectsChanged { removed: set([four.clone()]), appeared: set([]) })
-        );
+        assert_eq!(next_objects(&mut events).await, ObjectsChanged { removed: set([four.clone()]), appeared: set([]) });
         ip("-6 route del 2001:db8:f::/48 table 4096");
-        assert_eq!(
-            next(&mut events).await,
-            Event::ObjectsChanged(ObjectsChanged { removed: set([six]), appeared: set([]) })
-        );
+        assert_eq!(next_objects(&mut events).await, ObjectsChanged { removed: set([six]), appeared: set([]) });
         ip("-6 rule del priority 100");
-        let Event::ObjectsChanged(changed) = next(&mut events).await else { panic!("a rule went") };
+        let changed = next_objects(&mut events).await;
         assert!(matches!(changed.removed.first(), Some(Object::Rule(_))));
         assert_eq!(objects(&mut kernel).await, set([]));
         ip("route add 10.0.0.0/8 via 192.0.2.2 table 4096 proto 201 metric 20");
-        assert_eq!(
-            next(&mut events).await,
-            Event::ObjectsChanged(ObjectsChanged { removed: set([]), appeared: set([four]) })
-        );
+        assert_eq!(next_objects(&mut events).await, ObjectsChanged { removed: set([]), appeared: set([four]) });
     });
 }
 
 #[test]
 fn a_route_of_another_in_our_table_is_a_hint_without_objects() {
-    in_namespace("a_route_of_another_in_our_table_is_a_hint_without_objects", async || {
-        let _links = two_links();
+    in_namespace(async || {
+        let (a, _) = two_links();
         let (_kernel, mut events) = Kernel::open(owner()).unwrap();
         settle(&mut events).await;
         ip("route add 10.0.0.0/8 via 192.0.2.2 table 4096 proto 4");
-        assert_eq!(next(&mut events).await, Event::ObjectsChanged(ObjectsChanged::default()));
-        // One in a table that is not ours is none of our business: the next hint is the link.
-        ip("route add 10.0.0.0/8 via 192.0.2.2 table 5000 proto 201");
-        ip("link set right mtu 1400");
-        assert_eq!(next(&mut events).await, Event::LinksChanged);
+        assert_eq!(next_objects(&mut events).await, ObjectsChanged::default());
+        // One in a table that is not ours is none of our business: only the second one counts.
+        ip("route add 10.0.0.0/8 via 192.0.2.2 table 5000 proto 201 metric 20");
+        ip("route add 10.1.0.0/16 via 192.0.2.2 table 4096 proto 201 metric 20");
+        let ours = set([route("10.1.0.0/16", unicast([via("192.0.2.2", a)]))]);
+        assert_eq!(next_objects(&mut events).await, ObjectsChanged { removed: set([]), appeared: ours });
+    });
+}
+
+#[test]
+fn a_route_of_ours_that_another_overwrites_is_not_missed() {
+    in_namespace(async || {
+        let (a, _) = two_links();
+        let (mut kernel, mut events) = Kernel::open(owner()).unwrap();
+        let four = route("10.0.0.0/8", unicast([via("192.0.2.2", a)]));
+        let six = route("2001:db8:f::/48", unicast([via("2001:db8::2", a)]));
+        make(&mut kernel, &set([four.clone(), six.clone()])).await;
+        settle(&mut events).await;
+        ip("route replace 10.0.0.0/8 via 192.0.2.9 table 4096 proto 4 metric 20");
+        assert_eq!(next_but_links(&mut events).await, Event::Overrun);
+        assert_eq!(objects(&mut kernel).await, set([six]));
+        ip("-6 route replace 2001:db8:f::/48 via 2001:db8::9 table 4096 proto 4 metric 20");
+        assert_eq!(next_but_links(&mut events).await, Event::Overrun);
+        assert_eq!(objects(&mut kernel).await, set([]));
     });
 }
 
 #[test]
 fn a_link_that_goes_down_is_a_hint_after_which_its_ipv4_routes_are_gone() {
-    in_namespace("a_link_that_goes_down_is_a_hint_after_which_its_ipv4_routes_are_gone", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         let (mut kernel, mut events) = Kernel::open(owner()).unwrap();
         let stays = route("10.2.0.0/16", unicast([via("198.51.100.2", b)]));
@@ -114,7 +132,7 @@ fn a_link_that_goes_down_is_a_hint_after_which_its_ipv4_routes_are_gone() {
 
 #[test]
 fn a_link_that_is_renamed_or_leaves_or_comes_back_is_a_hint() {
-    in_namespace("a_link_that_is_renamed_or_leaves_or_comes_back_is_a_hint", async || {
+    in_namespace(async || {
         let (_, b) = two_links();
         let (mut kernel, mut events) = Kernel::open(owner()).unwrap();
         let here = set([route("10.2.0.0/16", unicast([via("198.51.100.2", b)]))]);
@@ -140,7 +158,7 @@ fn a_link_that_is_renamed_or_leaves_or_comes_back_is_a_hint() {
 
 #[test]
 fn a_lost_address_is_a_hint() {
-    in_namespace("a_lost_address_is_a_hint", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, mut events) = Kernel::open(owner()).unwrap();
         make(&mut kernel, &set([route("10.0.0.0/8", unicast([via("192.0.2.2", a)]))])).await;
@@ -154,7 +172,7 @@ fn a_lost_address_is_a_hint() {
 
 #[test]
 fn a_reader_that_cannot_follow_is_told_and_a_snapshot_shows_all() {
-    in_namespace("a_reader_that_cannot_follow_is_told_and_a_snapshot_shows_all", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, mut events) = Kernel::open_with_buffer(owner(), 4096).unwrap();
         settle(&mut events).await;

@@ -10,7 +10,7 @@ use crate::{index, owner, two_links};
 
 #[test]
 fn a_snapshot_shows_names_carrier_and_addresses() {
-    in_namespace("a_snapshot_shows_names_carrier_and_addresses", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         ip("link set right-far down");
         ip("link set left down");
@@ -31,7 +31,7 @@ fn a_snapshot_shows_names_carrier_and_addresses() {
 
 #[test]
 fn an_address_counts_only_after_duplicate_address_detection() {
-    in_namespace("an_address_counts_only_after_duplicate_address_detection", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         sysctl::write("ipv6/conf/left/dad_transmits", "100").unwrap();
         ip("addr add 2001:db8::7/64 dev left");
@@ -44,7 +44,7 @@ fn an_address_counts_only_after_duplicate_address_detection() {
 
 #[test]
 fn a_probe_finds_who_answers_and_who_does_not() {
-    in_namespace("a_probe_finds_who_answers_and_who_does_not", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         // The far end of the link answers from a namespace of its own.
         let far = format!("martlet-{}", std::process::id());

@@ -42,7 +42,7 @@ fn everywhere_is_here() {
 
 #[test]
 fn a_set_matches_its_prefixes_and_nothing_beside_them() {
-    in_namespace("a_set_matches_its_prefixes_and_nothing_beside_them", async || {
+    in_namespace(async || {
         everywhere_is_here();
         let mut nft = Connection::open().unwrap();
         let four = prefixes(Ipv4, ["20.0.0.4/30", "20.0.0.5/32", "20.0.0.8/32", "20.9.0.0/16"]);
@@ -58,7 +58,7 @@ fn a_set_matches_its_prefixes_and_nothing_beside_them() {
 
 #[test]
 fn elements_come_and_go_without_touching_the_rest() {
-    in_namespace("elements_come_and_go_without_touching_the_rest", async || {
+    in_namespace(async || {
         everywhere_is_here();
         let mut nft = Connection::open().unwrap();
         let first = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
@@ -86,7 +86,7 @@ fn elements_come_and_go_without_touching_the_rest() {
 
 #[test]
 fn a_table_is_replaced_whole_or_rule_by_rule_and_deleted() {
-    in_namespace("a_table_is_replaced_whole_or_rule_by_rule_and_deleted", async || {
+    in_namespace(async || {
         everywhere_is_here();
         let mut nft = Connection::open().unwrap();
         let first = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
@@ -117,7 +117,7 @@ fn a_table_is_replaced_whole_or_rule_by_rule_and_deleted() {
 
 #[test]
 fn what_the_kernel_refuses_is_named_and_changes_nothing() {
-    in_namespace("what_the_kernel_refuses_is_named_and_changes_nothing", async || {
+    in_namespace(async || {
         everywhere_is_here();
         let mut nft = Connection::open().unwrap();
         let good = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
@@ -139,7 +139,7 @@ fn what_the_kernel_refuses_is_named_and_changes_nothing() {
 
 #[test]
 fn the_slot_of_a_flow_gives_the_mark() {
-    in_namespace("the_slot_of_a_flow_gives_the_mark", async || {
+    in_namespace(async || {
         everywhere_is_here();
         let mut nft = Connection::open().unwrap();
         let slots = Slots { modulus: 4099, seed: 0x1234, map: "slots".to_owned() };
@@ -177,7 +177,7 @@ fn the_slot_of_a_flow_gives_the_mark() {
 
 #[test]
 fn the_probe_finds_a_form_that_works_and_leaves_nothing() {
-    in_namespace("the_probe_finds_a_form_that_works_and_leaves_nothing", async || {
+    in_namespace(async || {
         let mut nft = Connection::open().unwrap();
         let form = nft.probe_queue().unwrap();
         assert_eq!(run("nft", "list ruleset"), "");
@@ -203,7 +203,7 @@ fn the_probe_finds_a_form_that_works_and_leaves_nothing() {
 
 #[test]
 fn a_form_that_this_kernel_lacks_is_refused_by_name() {
-    in_namespace("a_form_that_this_kernel_lacks_is_refused_by_name", async || {
+    in_namespace(async || {
         let mut nft = Connection::open().unwrap();
         let form = nft.probe_queue().unwrap();
         let native = Queue { first: 0, total: 1, bypass: false, fanout: false, form: QueueForm::Native };
@@ -221,7 +221,7 @@ fn a_form_that_this_kernel_lacks_is_refused_by_name() {
 
 #[test]
 fn the_rules_that_put_fragments_together_are_accepted() {
-    in_namespace("the_rules_that_put_fragments_together_are_accepted", async || {
+    in_namespace(async || {
         let mut nft = Connection::open().unwrap();
         let rules = vec![Rule::defragment(Ipv4), Rule::defragment(Ipv6)];
         nft.apply(&Table::new("test").chain("defragment", Chain::at(Place::Prerouting, -300, rules)), None).unwrap();
@@ -232,7 +232,7 @@ fn the_rules_that_put_fragments_together_are_accepted() {
 
 #[test]
 fn a_full_map_of_65537_slots_is_loaded_and_changed() {
-    in_namespace("a_full_map_of_65537_slots_is_loaded_and_changed", async || {
+    in_namespace(async || {
         let mut nft = Connection::open().unwrap();
         let table = |marks: Vec<u32>| Table::new("test").set("slots", Set::Marks(marks.into()));
         let mut marks: Vec<u32> = (0..65537).map(|slot| 5000 + slot % 100).collect();

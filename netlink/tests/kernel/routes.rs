@@ -17,7 +17,7 @@ use crate::{assert_ok, make, objects, owner, route, set, table, two_links, unica
 
 #[test]
 fn routes_of_both_families_are_added_replaced_and_removed() {
-    in_namespace("routes_of_both_families_are_added_replaced_and_removed", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let first = [
@@ -46,7 +46,7 @@ fn routes_of_both_families_are_added_replaced_and_removed() {
 
 #[test]
 fn next_hops_keep_their_weights_and_change_in_number() {
-    in_namespace("next_hops_keep_their_weights_and_change_in_number", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let hops = [
@@ -73,7 +73,7 @@ fn next_hops_keep_their_weights_and_change_in_number() {
 
 #[test]
 fn the_blackhole_of_the_highest_metric_stands_behind_the_route() {
-    in_namespace("the_blackhole_of_the_highest_metric_stands_behind_the_route", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let hole = |prefix: &str| {
@@ -101,7 +101,7 @@ fn the_blackhole_of_the_highest_metric_stands_behind_the_route() {
 
 #[test]
 fn an_ipv4_route_may_lead_over_ipv6_next_hops() {
-    in_namespace("an_ipv4_route_may_lead_over_ipv6_next_hops", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         make(&mut kernel, &set([route("10.0.0.0/8", unicast([via("fe80::2", a)]))])).await;
@@ -114,7 +114,7 @@ fn an_ipv4_route_may_lead_over_ipv6_next_hops() {
 
 #[test]
 fn a_route_may_lead_to_the_link_itself_or_to_a_gateway_that_no_address_covers() {
-    in_namespace("a_route_may_lead_to_the_link_itself_or_to_a_gateway_that_no_address_covers", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let direct = NextHop { gateway: None, interface: Some(a), weight: 1, onlink: false };
@@ -133,7 +133,7 @@ fn a_route_may_lead_to_the_link_itself_or_to_a_gateway_that_no_address_covers() 
 
 #[test]
 fn the_kernel_finds_the_interface_of_a_next_hop_without_one() {
-    in_namespace("the_kernel_finds_the_interface_of_a_next_hop_without_one", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let want = set([route("10.0.0.0/8", unicast([NextHop { interface: None, ..via("192.0.2.2", 0) }]))]);
@@ -146,7 +146,7 @@ fn the_kernel_finds_the_interface_of_a_next_hop_without_one() {
 
 #[test]
 fn routes_of_others_are_neither_seen_nor_touched() {
-    in_namespace("routes_of_others_are_neither_seen_nor_touched", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         // Another protocol, another metric, another table.
@@ -182,7 +182,7 @@ fn routes_of_others_are_neither_seen_nor_touched() {
 
 #[test]
 fn a_route_of_another_with_the_same_metric_is_left_alone_and_told() {
-    in_namespace("a_route_of_another_with_the_same_metric_is_left_alone_and_told", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         ip("route add 10.0.0.0/8 via 192.0.2.9 table 4096 proto 4 metric 20");
@@ -208,7 +208,7 @@ fn a_route_of_another_with_the_same_metric_is_left_alone_and_told() {
 
 #[test]
 fn a_replacement_never_overwrites_what_another_put_in_the_place_of_ours() {
-    in_namespace("a_replacement_never_overwrites_what_another_put_in_the_place_of_ours", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let want = |v4: &str, v6: &str| {
@@ -233,7 +233,7 @@ fn a_replacement_never_overwrites_what_another_put_in_the_place_of_ours() {
 
 #[test]
 fn what_is_there_already_or_gone_already_is_done() {
-    in_namespace("what_is_there_already_or_gone_already_is_done", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let want = set([
@@ -254,7 +254,7 @@ fn what_is_there_already_or_gone_already_is_done() {
 
 #[test]
 fn what_the_kernel_refuses_is_told_with_its_words_and_stops_nothing() {
-    in_namespace("what_the_kernel_refuses_is_told_with_its_words_and_stops_nothing", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let good = route("10.2.0.0/16", unicast([via("192.0.2.2", a)]));
@@ -277,7 +277,7 @@ fn what_the_kernel_refuses_is_told_with_its_words_and_stops_nothing() {
 
 #[test]
 fn nothing_outside_of_the_owners_range_is_even_tried() {
-    in_namespace("nothing_outside_of_the_owners_range_is_even_tried", async || {
+    in_namespace(async || {
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let elsewhere = |table| {
             Object::Route(Route {
@@ -305,7 +305,7 @@ fn nothing_outside_of_the_owners_range_is_even_tried() {
 
 #[test]
 fn a_prefix_that_changes_its_next_hops_is_never_without_a_route() {
-    in_namespace("a_prefix_that_changes_its_next_hops_is_never_without_a_route", async || {
+    in_namespace(async || {
         let (a, b) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         ip("rule add to 203.0.113.0/24 lookup 4096 priority 50");
@@ -375,7 +375,7 @@ fn any_kind((a, b): (u32, u32), six: bool) -> impl Strategy<Value = RouteKind> {
 
 #[test]
 fn whatever_was_there_the_kernel_ends_with_what_is_wanted_and_others_keep_theirs() {
-    in_namespace("whatever_was_there_the_kernel_ends_with_what_is_wanted_and_others_keep_theirs", async || {
+    in_namespace(async || {
         let links = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         for prefix in ["10.0.0.0/16", "10.1.0.0/16", "2001:db8:0::/48", "2001:db8:1::/48"] {
@@ -407,7 +407,7 @@ fn whatever_was_there_the_kernel_ends_with_what_is_wanted_and_others_keep_theirs
 
 #[test]
 fn twenty_thousand_routes_come_change_and_go() {
-    in_namespace("twenty_thousand_routes_come_change_and_go", async || {
+    in_namespace(async || {
         let (a, _) = two_links();
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let all = |v4: &str, v6: &str| {

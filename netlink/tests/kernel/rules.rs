@@ -13,7 +13,7 @@ fn rule(family: Family, priority: u32, action: Action) -> Rule {
 
 #[test]
 fn rules_with_all_selectors_and_actions_come_and_go() {
-    in_namespace("rules_with_all_selectors_and_actions_come_and_go", async || {
+    in_namespace(async || {
         let all = Owner { priorities: vec![50..=102], ..owner() };
         let (mut kernel, _events) = Kernel::open(all).unwrap();
         let mark = |value, mask| Some(Mark { value, mask });
@@ -43,7 +43,7 @@ fn rules_with_all_selectors_and_actions_come_and_go() {
 
 #[test]
 fn a_rule_that_is_there_or_gone_already_is_done() {
-    in_namespace("a_rule_that_is_there_or_gone_already_is_done", async || {
+    in_namespace(async || {
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let want = set([
             rule(Family::Ipv4, 100, Action::Table(4096)).into(),
@@ -59,7 +59,7 @@ fn a_rule_that_is_there_or_gone_already_is_done() {
 
 #[test]
 fn rules_of_others_are_neither_seen_nor_touched() {
-    in_namespace("rules_of_others_are_neither_seen_nor_touched", async || {
+    in_namespace(async || {
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         // Another protocol with equal selectors, another priority, and one that our values cannot express.
         ip("rule add from 20.0.0.1 lookup 4096 priority 100 protocol 4");

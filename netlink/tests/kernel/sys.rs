@@ -1,6 +1,7 @@
 //! A network namespace for each test: a thread that leaves the machine's namespace, and with it whatever it starts.
 #![expect(unsafe_code, reason = "unshare and geteuid are C functions without pointers")]
 
+use std::io::Write;
 use std::process::Command;
 use std::thread;
 
@@ -8,10 +9,12 @@ use tokio::runtime;
 
 /// Plays in a network namespace of its own, which goes when the thread ends. As root it must be possible; without
 /// root it cannot be, and the test says what it did not run.
-pub fn in_namespace(name: &str, play: impl AsyncFnOnce() + Send) {
+pub fn in_namespace(play: impl AsyncFnOnce() + Send) {
     // SAFETY: takes nothing and changes nothing.
     if unsafe { libc::geteuid() } != 0 {
-        eprintln!("{name}: NOT RUN, it needs root to make a network namespace");
+        let name = thread::current().name().unwrap_or("a test").to_owned();
+        // Not `eprintln`: the test harness would keep it to itself.
+        let _ = writeln!(std::io::stderr(), "{name}: NOT RUN, it needs root to make a network namespace");
         return;
     }
     thread::scope(|scope| {
