@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use super::announce::{announced, in_gateways_kernel, of_families, sessions_up, vips_at_gateway, withdrawn};
 use super::topology::{BGP_PORT, EGRESS_PORT, EXTERNAL, FAMILIES, Family, GATEWAY_PORT, INTERNAL, World};
@@ -44,7 +45,12 @@ fn default_in_pod(world: &World, since: SystemTime, deleted: bool) -> Result<Sys
         let mut seen = Vec::new();
         for family in FAMILIES {
             let routes = world.pod.routes(family.flag, "4096")?;
-            seen.push(routes.iter().filter(|route| route.get("dst").is_some_and(|to| to == "default")).count());
+            // A blackhole that waits at the worst metric is no way out.
+            let leads_out = |route: &&Value| {
+                route.get("dst").is_some_and(|to| to == "default")
+                    && route.get("type").is_none_or(|kind| kind == "unicast")
+            };
+            seen.push(routes.iter().filter(leads_out).count());
         }
         Ok(if seen.iter().all(|seen| *seen == count) { Seen::Yes(()) } else { Seen::not_yet(format!("{seen:?}")) })
     })?;

@@ -101,11 +101,11 @@ pub fn one_leaves(demo: &mut Demo) -> Result<String> {
     })??;
     let moves = before.moves(&later);
     Ok(format!(
-        "after {}; table: {} slots of app-2 and {} other of {}; seen: {told}",
+        "after {}; {told}; {} of {} slots move besides app-2's {}",
         show(first_moved),
-        moves.must,
         moves.disturbed,
-        moves.slots
+        moves.slots,
+        moves.must
     ))
 }
 
@@ -164,5 +164,6 @@ fn ask_open(open: Vec<Open>, before: &Prediction, later: &Prediction) -> Result<
         if was == "app-2" { left += 1 } else { disturbed += 1 }
     }
     ensure!(stayed > 0 && left > 0, "{stayed} connections stayed, {left} moved: too few to tell");
-    Ok(format!("TCP {left} of app-2 moved, {disturbed} other, {stayed} stayed, as predicted; UDP 600 of 600"))
+    let udp = usize::from(FLOWS) * FAMILIES.len();
+    Ok(format!("TCP {left} of app-2 moved, {disturbed} other, {stayed} stayed; UDP {udp} of {udp} as predicted"))
 }
