@@ -156,6 +156,11 @@ impl Control {
         }
     }
 
+    /// Whether the kernel has refused something, so that it is worth trying again.
+    pub fn is_incomplete(&self) -> bool {
+        !self.state.facts.refused.is_empty() || self.state.table.is_none()
+    }
+
     /// The queue threads did not answer: the router hears nothing more, whatever changes.
     pub fn fall_silent(&mut self, queues: &[u16]) {
         if self.state.alive {
@@ -248,6 +253,18 @@ impl Control {
                 let moved = was.map(|was| was.moves(now));
                 tracing::info!(service = %backend.service, family, ?identifiers, slots, ?moved, "Maglev table");
             }
+        }
+        let empty = BTreeSet::new();
+        let known = self.state.view.as_ref().map_or(&empty, |view| &view.conditions);
+        for condition in view.conditions.difference(known).filter(|condition| !condition.status) {
+            tracing::warn!(
+                kind = &*condition.kind,
+                object = %condition.object,
+                condition = &*condition.condition,
+                reason = &*condition.reason,
+                "{}",
+                condition.message
+            );
         }
         if self.state.view.as_ref().map(|view| view.exists) != Some(view.exists) {
             tracing::info!(gateway = %view.gateway, exists = view.exists, "Gateway");

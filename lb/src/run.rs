@@ -9,7 +9,7 @@ use martlet_api::readiness::{DEFAULT_SOCKET, HEARTBEAT};
 use martlet_api::source;
 use martlet_api::view::ObjectName;
 use martlet_netlink::nft::{self, Queue};
-use martlet_netlink::{Event, Events, Kernel};
+use martlet_netlink::{Event, Kernel};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -130,7 +130,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                 owed = false;
                 control.beat();
             }
-            event = events.next() => dirty |= on_event(&mut control, &mut events, event, &mut conflict).await?,
+            event = events.next() => dirty |= on_event(&mut control, event, &mut conflict).await?,
             changed = objects.changed() => {
                 changed.context("the source of objects ended")?;
                 dirty = true;
@@ -140,6 +140,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                 if owed {
                     control.fall_silent(&control.queues.silent(asked));
                 }
+                dirty |= control.is_incomplete();
                 asked = control.queues.poke();
                 owed = true;
             }
@@ -151,12 +152,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
 }
 
 /// Takes note of a hint of the kernel; whether there is something to do.
-async fn on_event(
-    control: &mut Control,
-    _events: &mut Events,
-    event: Event,
-    conflict: &mut Conflict,
-) -> anyhow::Result<bool> {
+async fn on_event(control: &mut Control, event: Event, conflict: &mut Conflict) -> anyhow::Result<bool> {
     match event {
         Event::LinksChanged | Event::Overrun => control.look().await?,
         Event::ObjectsChanged(changed) => {

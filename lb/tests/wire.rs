@@ -82,6 +82,64 @@ fn every_packet_is_answered_and_flows_of_those_who_stay_stay() {
 }
 
 #[test]
+fn what_a_dead_process_left_is_adopted_and_nothing_of_others_is_touched() {
+    let lab = Lab::new("adopt", 2);
+    lab.configure(&[1, 2].into());
+    let first = lab.start(|_| {});
+    lab.wait_ready(true);
+    let monitor = |objects: &str| lab.run(&lab.lb(), objects).1;
+    let rules = monitor("ip rule");
+    first.crash();
+    assert_eq!(monitor("ip rule"), rules, "a dead process leaves its rules");
+    // Others have rules, tables and marks as well; and application 2 leaves meanwhile.
+    for command in [
+        "ip rule add fwmark 77 lookup 77 priority 50 protocol static",
+        "ip route add 10.77.0.0/16 via 10.9.0.11 table 5001 proto static",
+        "nft add table inet other",
+    ] {
+        assert!(lab.run(&lab.lb(), command).0, "{command}");
+    }
+    lab.configure(&[1].into());
+    let second = lab.start(|_| {});
+    lab.wait_ready(true);
+    everybody_answers(&lab, &[1].into());
+    eventually("the route to application 2 is gone", || !monitor("ip route show table 5002").contains("default"));
+    assert!(monitor("ip route show table 5001").contains("default"));
+    second.end().unwrap();
+    assert!(monitor("ip rule").contains("fwmark 0x4d lookup 77"));
+    assert!(monitor("ip route show table 5001").contains("10.77.0.0/16"));
+    assert!(monitor("nft list tables").contains("inet other"));
+    assert!(!monitor("ip rule").contains("proto 202") && !monitor("nft list tables").contains("martlet-lb"));
+}
+
+#[test]
+fn a_deleted_rule_is_back_and_a_lost_link_is_told() {
+    let lab = Lab::new("mend", 1);
+    lab.configure(&[1].into());
+    let lb = lab.start(|_| {});
+    lab.wait_ready(true);
+    let leaf = "ip rule show lookup 5001";
+    assert!(lab.run(&lab.lb(), leaf).1.contains("lookup 5001"));
+    let (_, priority) = lab.run(&lab.lb(), leaf);
+    let priority = priority.split(':').next().unwrap();
+    assert!(lab.run(&lab.lb(), &format!("ip rule del priority {priority} lookup 5001")).0);
+    assert!(lab.run(&lab.lb(), "ip route flush table 5001").0);
+    eventually("rule and route are back", || {
+        lab.run(&lab.lb(), leaf).1.contains("lookup 5001")
+            && lab.run(&lab.lb(), "ip route show table 5001").1.contains("default")
+    });
+    everybody_answers(&lab, &[1].into());
+    assert!(lab.run(&lab.lb(), "ip link set int down").0);
+    lab.wait_ready(false);
+    assert!(lab.run(&lab.lb(), "ip link set int up").0);
+    // The kernel took the IPv6 address away with the link.
+    assert!(lab.run(&lab.lb(), "ip addr replace fd09::fe/64 dev int nodad").0);
+    lab.wait_ready(true);
+    everybody_answers(&lab, &[1].into());
+    lb.end().unwrap();
+}
+
+#[test]
 fn the_loop_of_the_crate_nfq_serves_as_well() {
     let lab = Lab::new("nfq", 2);
     let all: BTreeSet<u8> = [1, 2].into();

@@ -35,6 +35,7 @@ pub struct Lab {
 /// A load balancer that runs in the lab.
 pub struct Running {
     end: Option<tokio::sync::oneshot::Sender<()>>,
+    crash: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
@@ -139,8 +140,9 @@ impl Lab {
                 })
                 .collect();
             format!(
-                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: a-{family}\n  \
-                 labels: {{kubernetes.io/service-name: a}}\naddressType: {family}\nendpoints:\n{endpoints}"
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: a-{}\n  \
+                 labels: {{kubernetes.io/service-name: a}}\naddressType: {family}\nendpoints:\n{endpoints}",
+                family.to_lowercase()
             )
         };
         let text = [
@@ -165,17 +167,27 @@ impl Lab {
             ..Options::default()
         };
         change(&mut options);
+        // Seen with the test's name when it fails.
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let (end, ended) = tokio::sync::oneshot::channel();
+        let (crash, crashed) = tokio::sync::oneshot::channel::<()>();
         let thread = within(self.lb(), move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(run_until(options, async {
+            let running = run_until(options, async {
                 // A dropped sender must not look like a signal.
                 if ended.await.is_err() {
                     std::future::pending::<()>().await;
                 }
-            }))
+            });
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    Ok(()) = crashed => Ok(()),
+                    result = running => result,
+                }
+            })
         });
-        Running { end: Some(end), thread: Some(thread) }
+        Running { end: Some(end), crash: Some(crash), thread: Some(thread) }
     }
 
     /// What the router hears, one value after the other.
@@ -254,6 +266,12 @@ impl Running {
 
     pub fn say_end(&mut self) {
         self.end.take().expect("once").send(()).expect("it runs");
+    }
+
+    /// Ends it as a kill does: everything is left as it is.
+    pub fn crash(mut self) {
+        self.crash.take().expect("once").send(()).expect("it runs");
+        self.wait().expect("crashed");
     }
 
     pub fn wait(&mut self) -> anyhow::Result<()> {
