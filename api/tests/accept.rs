@@ -1,10 +1,13 @@
 //! What is accepted of many objects together, and what each refusal says.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use martlet_api::crd::{GatewayRouterSpec, L34RouteSpec};
 use martlet_api::objects::Kind;
 use martlet_api::view::{Condition, ObjectName, Protocol, View};
 use martlet_api::{Objects, accept};
+use proptest::prelude::*;
 
 const GATEWAY: &str = "
 apiVersion: gateway.networking.k8s.io/v1
@@ -422,4 +425,61 @@ fn a_pod_that_may_not_read_routes_takes_the_addresses_of_the_gateway() {
 fn listeners_change_nothing() {
     let odd = GATEWAY.replace("spec:\n", "spec:\n  listeners: [{name: x, port: -7, protocol: HTTP/9}, 12]\n");
     assert_eq!(seen(&[&odd, &router("r", "address: 10.0.0.1")]), seen(&[GATEWAY, &router("r", "address: 10.0.0.1")]));
+}
+
+/// Four objects of each kind; the bits say which of them are bad, as an older definition in a cluster might permit.
+fn mixed(bad: u16, with_bad: bool) -> Objects {
+    let mut all = objects(&[GATEWAY, SERVICE]);
+    for number in 0..4_u16 {
+        let name = ObjectName::new("default", format!("o{number}"));
+        let [bad_router, bad_route, bad_slice] = [0, 4, 8].map(|shift| bad >> (number + shift) & 1 == 1);
+        let text = router(&name.name, &format!("address: 10.0.0.{}", number + 1))
+            + "---"
+            + &route(&name.name, &format!("destinationCIDRs: [20.0.0.{number}/32], protocols: [UDP]"))
+            + "---"
+            + &slice(
+                &name.name,
+                "IPv4",
+                "",
+                &endpoint(&format!("app-{number}"), &format!("10.0.0.{number}"), &number.to_string()),
+            );
+        let one = objects(&[&text]);
+        let mut object = one.routers[&name].as_ref().clone();
+        if bad_router {
+            object.spec = GatewayRouterSpec { address: "'; drop".to_owned(), ..GatewayRouterSpec::default() };
+        }
+        if with_bad || !bad_router {
+            all.routers.insert(name.clone(), Arc::new(object));
+        }
+        let mut object = one.routes[&name].as_ref().clone();
+        if bad_route {
+            object.spec = L34RouteSpec { destination_cidrs: vec!["0/0".to_owned()], ..object.spec };
+        }
+        if with_bad || !bad_route {
+            all.routes.insert(name.clone(), Arc::new(object));
+        }
+        let mut object = one.slices[&name].as_ref().clone();
+        if bad_slice {
+            "FQDN".clone_into(&mut object.address_type);
+        }
+        if with_bad || !bad_slice {
+            all.slices.insert(name.clone(), Arc::new(object));
+        }
+    }
+    all.absent.clear();
+    all
+}
+
+proptest! {
+    #[test]
+    fn one_bad_object_never_hurts_another(bad in 0_u16..4096) {
+        let with = accept::view(&mixed(bad, true), &name());
+        let without = accept::view(&mixed(bad, false), &name());
+        prop_assert_eq!(&with.routers, &without.routers);
+        prop_assert_eq!(&with.routes, &without.routes);
+        prop_assert_eq!(&with.services, &without.services);
+        prop_assert_eq!(&with.vips, &without.vips);
+        let more: Vec<_> = with.conditions.difference(&without.conditions).filter(|c| !c.status).collect();
+        prop_assert_eq!(more.len(), usize::try_from(bad.count_ones()).unwrap(), "each bad one is told: {:?}", more);
+    }
 }

@@ -108,7 +108,7 @@ fn addresses(objects: &Objects) -> Vec<String> {
 }
 
 async fn until(objects: &mut watch::Receiver<Arc<Objects>>, what: impl FnMut(&Arc<Objects>) -> bool) -> Arc<Objects> {
-    let waited = tokio::time::timeout(Duration::from_secs(60), objects.wait_for(what)).await.expect("it comes");
+    let waited = tokio::time::timeout(Duration::from_mins(1), objects.wait_for(what)).await.expect("it comes");
     waited.expect("source lives").clone()
 }
 

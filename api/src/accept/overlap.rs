@@ -20,32 +20,48 @@ pub(super) enum Overlap {
     Wholly(Arc<str>),
 }
 
-/// For each of `routes`, which are in the order of their names, how it loses. Only routes that share a VIP are compared.
+/// The first and the last destination port of a route, and its place.
+type Hull = (u16, u16, usize);
+
+/// For each of `routes`, which are in the order of their names, how it loses. Only routes that share a VIP and whose ports
+/// are not apart are compared: a thousand routes of one VIP differ in their ports.
 pub(super) fn find(routes: &[(&ObjectName, Route)]) -> Vec<Overlap> {
-    let mut earlier: BTreeMap<(i32, IpNet), Vec<usize>> = BTreeMap::new();
+    let mut earlier: BTreeMap<(i32, IpNet), Vec<Hull>> = BTreeMap::new();
     let mut overlaps = Vec::with_capacity(routes.len());
     for (place, (_, route)) in routes.iter().enumerate() {
         let keys = || route.destinations.iter().map(|vip| (route.priority, *vip));
-        let rivals: BTreeSet<usize> = keys().filter_map(|key| earlier.get(&key)).flatten().copied().collect();
-        let rivals = rivals.into_iter().filter_map(|rival| routes.get(rival));
-        let mut overlap = Overlap::None;
-        for (name, rival) in rivals {
-            if covers(rival, route) {
-                overlap = Overlap::Wholly(name.name.clone());
-                break;
-            }
-            if overlap == Overlap::None && overlaps_with(rival, route) && !same_target(rival, route) {
-                overlap = Overlap::Partly(name.name.clone());
-            }
-        }
+        let (first, last) = hull(&route.destination_ports);
+        let near = keys().filter_map(|key| earlier.get(&key)).flatten().filter(|(f, l, _)| *f <= last && first <= *l);
+        let rivals: BTreeSet<usize> = near.map(|(_, _, rival)| *rival).collect();
+        let overlap = against(route, rivals.into_iter().filter_map(|rival| routes.get(rival)));
         if !matches!(overlap, Overlap::Wholly(_)) {
             for key in keys() {
-                earlier.entry(key).or_default().push(place);
+                earlier.entry(key).or_default().push((first, last, place));
             }
         }
         overlaps.push(overlap);
     }
     overlaps
+}
+
+fn against<'a>(route: &Route, rivals: impl Iterator<Item = &'a (&'a ObjectName, Route)>) -> Overlap {
+    let mut overlap = Overlap::None;
+    for (name, rival) in rivals {
+        if covers(rival, route) {
+            return Overlap::Wholly(name.name.clone());
+        }
+        if overlap == Overlap::None && overlaps_with(rival, route) && !same_target(rival, route) {
+            overlap = Overlap::Partly(name.name.clone());
+        }
+    }
+    overlap
+}
+
+fn hull(ports: &BTreeSet<(u16, u16)>) -> (u16, u16) {
+    match (ports.first(), ports.last()) {
+        (Some((first, _)), Some((_, last))) => (*first, *last),
+        _ => (0, u16::MAX),
+    }
 }
 
 fn same_target(a: &Route, b: &Route) -> bool {

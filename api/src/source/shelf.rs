@@ -16,15 +16,33 @@ const MAX_OBJECTS: usize = 100_000;
 /// The kind of a condition on a file.
 pub(crate) const FILE: &str = "File";
 
+/// What a file said.
+#[derive(Clone, Default)]
+struct File {
+    /// Its text, if nothing was wrong with it: the same text need not be read again.
+    text: Option<String>,
+    objects: BTreeMap<Key, Object>,
+}
+
 /// The files of a folder and their objects.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Shelf {
     namespace: Arc<str>,
     /// By file name, in whose order the first one wins.
-    files: BTreeMap<String, BTreeMap<Key, Object>>,
+    files: BTreeMap<String, File>,
     objects: Objects,
     /// Kinds that are not ours, each noted once.
     foreign: BTreeSet<String>,
+}
+
+/// Texts may hold keys: they are not shown.
+impl std::fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shelf")
+            .field("files", &self.files.keys())
+            .field("objects", &self.objects)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Shelf {
@@ -40,7 +58,7 @@ impl Shelf {
 
     /// The file whose object counts.
     pub fn file_of(&self, key: &Key) -> Option<&str> {
-        self.files.iter().find(|(_, objects)| objects.contains_key(key)).map(|(file, _)| file.as_str())
+        self.files.iter().find(|(_, file)| file.objects.contains_key(key)).map(|(file, _)| file.as_str())
     }
 
     /// The names of the files.
@@ -51,7 +69,11 @@ impl Shelf {
     /// Everything is kept, because the folder cannot be read.
     pub fn keep(&mut self, folder: &str, why: &str) {
         self.objects.conditions.retain(|condition| &*condition.reason != "Unreadable");
-        self.objects.conditions.insert(file(folder, "Unreadable", format!("{why}; what was last read stays in use")));
+        self.objects.conditions.insert(on_file(
+            folder,
+            "Unreadable",
+            format!("{why}; what was last read stays in use"),
+        ));
     }
 
     /// A new reading of all files: a text, or why it could not be read.
@@ -59,18 +81,29 @@ impl Shelf {
         let mut conditions = BTreeSet::new();
         let before = std::mem::take(&mut self.files);
         for (name, text) in texts {
-            let documents = text.and_then(|text| read::yaml(&text, &self.namespace));
-            let objects = match documents {
-                Ok(documents) => self.read(&name, documents, &before, &mut conditions),
+            let last = before.get(&name);
+            if let (Some(last), Ok(text)) = (last, &text)
+                && last.text.as_ref() == Some(text)
+            {
+                self.files.insert(name, last.clone());
+                continue;
+            }
+            let told = conditions.len();
+            let documents = text.and_then(|text| Ok((read::yaml(&text, &self.namespace)?, text)));
+            let file = match documents {
+                Ok((documents, text)) => {
+                    let objects = self.read(&name, documents, &before, &mut conditions);
+                    File { text: (told == conditions.len()).then_some(text), objects }
+                }
                 Err(why) => {
-                    let kept = before.get(&name).cloned().unwrap_or_default();
+                    let objects = last.map(|last| last.objects.clone()).unwrap_or_default();
                     let what =
-                        if kept.is_empty() { "nothing of it is used" } else { "its last good objects stay in use" };
-                    conditions.insert(file(&name, "Invalid", format!("{why}; {what}")));
-                    kept
+                        if objects.is_empty() { "nothing of it is used" } else { "its last good objects stay in use" };
+                    conditions.insert(on_file(&name, "Invalid", format!("{why}; {what}")));
+                    File { text: None, objects }
                 }
             };
-            self.files.insert(name, objects);
+            self.files.insert(name, file);
         }
         self.gather(conditions);
     }
@@ -79,12 +112,12 @@ impl Shelf {
         &mut self,
         file_name: &str,
         documents: Vec<Document>,
-        before: &BTreeMap<String, BTreeMap<Key, Object>>,
+        before: &BTreeMap<String, File>,
         conditions: &mut BTreeSet<Condition>,
     ) -> BTreeMap<Key, Object> {
         let last = |key: &Key| {
-            let here = before.get(file_name).and_then(|objects| objects.get(key));
-            here.or_else(|| before.values().find_map(|objects| objects.get(key))).cloned()
+            let here = before.get(file_name).and_then(|file| file.objects.get(key));
+            here.or_else(|| before.values().find_map(|file| file.objects.get(key))).cloned()
         };
         let mut objects = BTreeMap::new();
         let mut seen = BTreeSet::new();
@@ -96,7 +129,7 @@ impl Shelf {
                     }
                 }
                 Document::Refused(None, why) => {
-                    conditions.insert(file(file_name, "Invalid", format!("a document of it is not used: {why}")));
+                    conditions.insert(on_file(file_name, "Invalid", format!("a document of it is not used: {why}")));
                 }
                 Document::Read(key, ..) | Document::Refused(Some(key), _) if !seen.insert(key.clone()) => {
                     conditions.insert(duplicate(&key, file_name, file_name));
@@ -122,8 +155,8 @@ impl Shelf {
     /// All files as one value.
     fn gather(&mut self, mut conditions: BTreeSet<Condition>) {
         let mut first: BTreeMap<&Key, (&str, &Object)> = BTreeMap::new();
-        for (name, objects) in &self.files {
-            for (key, object) in objects {
+        for (name, file) in &self.files {
+            for (key, object) in &file.objects {
                 let (winner, _) = *first.entry(key).or_insert((name, object));
                 if winner != name {
                     conditions.insert(duplicate(key, name, winner));
@@ -139,7 +172,7 @@ impl Shelf {
         }
         if first.len() > MAX_OBJECTS {
             let message = format!("{} objects: only the first {MAX_OBJECTS} are used", first.len());
-            conditions.insert(file("", "TooMany", message));
+            conditions.insert(on_file("", "TooMany", message));
         }
         self.objects = Objects { conditions, absent, synced: true, ..objects };
     }
@@ -165,7 +198,7 @@ fn on(key: &Key, condition: &str, reason: &str, message: String) -> Condition {
     }
 }
 
-fn file(name: &str, reason: &str, message: String) -> Condition {
+fn on_file(name: &str, reason: &str, message: String) -> Condition {
     Condition {
         kind: Arc::from(FILE),
         object: ObjectName::new("", name),
