@@ -11,7 +11,7 @@ use bytes::BytesMut;
 
 use crate::Counters;
 use crate::intern::{AttributesId, OWN};
-use crate::policy::Exporter;
+use crate::policy::{Exporter, beside};
 use crate::rib::{Destination, Rib, Table, Tables, Usable};
 use crate::wire::attribute::{EXTENDED, NextHop, OPTIONAL, kind};
 use crate::wire::emit::{put_mp_reach_head, put_mp_unreach_head};
@@ -261,8 +261,7 @@ impl AdjRibOut {
         }
         counters.updates_out += 1;
         let own = audience.exporter.own_next_hop(P::FAMILY);
-        let beside =
-            own.is_some_and(|hop| audience.exporter.beside(P::FAMILY, &hop)) || P::FAMILY == crate::Family::Ipv6;
+        let beside = own.is_some_and(|hop| beside(P::FAMILY, &hop)) || P::FAMILY == crate::Family::Ipv6;
         put_message(message, Type::Update, |message| {
             if beside {
                 let mut head = Vec::with_capacity(3);
@@ -332,18 +331,12 @@ impl AdjRibOut {
         }
         let Some(hop) = hop.filter(|_| !nlri.is_empty()) else { return };
         counters.updates_out += 1;
-        put_message(message, Type::Update, |message| put_announcement::<P>(message, audience, &hop, &block, &nlri));
+        put_message(message, Type::Update, |message| put_announcement::<P>(message, &hop, &block, &nlri));
     }
 }
 
-fn put_announcement<P: Prefix>(
-    message: &mut Vec<u8>,
-    audience: &Audience<'_>,
-    hop: &NextHop,
-    block: &[u8],
-    nlri: &[u8],
-) {
-    if audience.exporter.beside(P::FAMILY, hop) {
+fn put_announcement<P: Prefix>(message: &mut Vec<u8>, hop: &NextHop, block: &[u8], nlri: &[u8]) {
+    if beside(P::FAMILY, hop) {
         let mut head = Vec::with_capacity(37);
         put_mp_reach_head(&mut head, P::FAMILY, hop);
         put_two_fields(message, kind::MP_REACH_NLRI, &head, nlri, block);

@@ -87,7 +87,7 @@ pub enum Bfd {
     /// BFD does not matter.
     #[default]
     Off,
-    /// The session may establish before BFD; Up -> Down (not by AdminDown) ends it, and it is out until BFD is Up again.
+    /// The session may establish before BFD; Up -> Down (not by `AdminDown`) ends it, and it is out until BFD is Up again.
     Loose,
     /// The session waits for BFD.
     Strict,
@@ -159,9 +159,9 @@ pub struct Export {
     pub own: bool,
     /// What other neighbours announced is passed on (transit; `martlet speaker` only): what matches is.
     pub transit: Import,
-    /// MULTI_EXIT_DISC.
+    /// `MULTI_EXIT_DISC`.
     pub med: Option<u32>,
-    /// LOCAL_PREF, towards an iBGP neighbour.
+    /// `LOCAL_PREF`, towards an iBGP neighbour.
     pub local_preference: u32,
     /// How many more times our AS number stands in the path.
     pub prepend: u8,
@@ -169,7 +169,7 @@ pub struct Export {
     pub communities: BTreeSet<Community>,
     /// Large communities (RFC 8092).
     pub large_communities: BTreeSet<(u32, u32, u32)>,
-    /// Whether GRACEFUL_SHUTDOWN (RFC 8326) is added to what is announced.
+    /// Whether `GRACEFUL_SHUTDOWN` (RFC 8326) is added to what is announced.
     pub graceful_shutdown: bool,
 }
 
@@ -203,7 +203,7 @@ pub struct NeighborConfig {
     pub passive: bool,
     /// How long we wait between two attempts while the path is silent.
     pub connect_retry: Duration,
-    /// How long we wait for its OPEN before we send ours (RFC 4271 section 8.1.1, DelayOpenTime).
+    /// How long we wait for its OPEN before we send ours (RFC 4271 section 8.1.1, `DelayOpenTime`).
     pub delay_open: Option<Duration>,
     /// How BFD steers the session.
     pub bfd: Bfd,

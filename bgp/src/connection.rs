@@ -12,9 +12,9 @@ use crate::wire::open::Open;
 use crate::{ConnectionId, Endpoints, NeighborState as State};
 
 /// RFC 4271 section 8.2.2 suggests four minutes until an OPEN must have come.
-pub const LARGE_HOLD: Duration = Duration::from_secs(240);
+pub const LARGE_HOLD: Duration = Duration::from_mins(4);
 /// RFC 9687: at least eight minutes, and twice the hold time.
-const SEND_HOLD: Duration = Duration::from_secs(480);
+const SEND_HOLD: Duration = Duration::from_mins(8);
 
 /// A connection.
 #[derive(Debug, Default)]
@@ -33,13 +33,13 @@ pub struct Connection {
     pub sent: Option<Open>,
     /// What both agreed on.
     pub negotiated: Option<Negotiated>,
-    /// ConnectRetryTimer.
+    /// `ConnectRetryTimer`.
     pub retry: Option<Instant>,
-    /// HoldTimer.
+    /// `HoldTimer`.
     pub hold: Option<Instant>,
-    /// KeepaliveTimer.
+    /// `KeepaliveTimer`.
     pub keepalive: Option<Instant>,
-    /// DelayOpenTimer.
+    /// `DelayOpenTimer`.
     pub delay_open: Option<Instant>,
     /// Since when the driver was told that something waits, or last took some of it.
     pub waiting: Option<Instant>,

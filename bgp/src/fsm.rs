@@ -4,7 +4,7 @@
 //! lengths, of sockets, of the other connection to the same neighbour (see `neighbor`) or of routes (`rib`).
 //! `tests/fsm.txt` is the whole table.
 //!
-//! Where we differ from the letter: a NOTIFICATION in OpenSent is not answered with another (section 8.2.2 says so, its
+//! Where we differ from the letter: a NOTIFICATION in `OpenSent` is not answered with another (section 8.2.2 says so, its
 //! section 6.4 does not); damping is the neighbour's, by [`Action::Damp`].
 
 use crate::NeighborState as State;
@@ -62,56 +62,26 @@ pub enum Event {
     SendHoldTimerExpires,
 }
 
-impl Event {
-    /// All of them, for tables.
-    pub const ALL: [Self; 24] = [
-        Self::Start,
-        Self::StartPassive,
-        Self::ManualStop,
-        Self::AutomaticStop,
-        Self::ConnectRetryTimerExpires,
-        Self::HoldTimerExpires,
-        Self::KeepaliveTimerExpires,
-        Self::DelayOpenTimerExpires,
-        Self::TcpConnected,
-        Self::TcpConnectedDelayOpen,
-        Self::TcpConnectionFails,
-        Self::BgpOpen,
-        Self::BgpOpenDelayed,
-        Self::BgpHeaderErr,
-        Self::BgpOpenMsgErr,
-        Self::OpenCollisionDump,
-        Self::NotifMsgVerErr,
-        Self::NotifMsg,
-        Self::KeepAliveMsg,
-        Self::UpdateMsg,
-        Self::UpdateMsgErr,
-        Self::RouteRefreshMsg,
-        Self::RouteRefreshMsgErr,
-        Self::SendHoldTimerExpires,
-    ];
-}
-
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Ask for a TCP connection.
     Connect,
-    /// Start or restart the ConnectRetryTimer.
+    /// Start or restart the `ConnectRetryTimer`.
     StartConnectRetry,
     /// Stop it.
     StopConnectRetry,
-    /// Start the DelayOpenTimer.
+    /// Start the `DelayOpenTimer`.
     StartDelayOpen,
     /// Stop it.
     StopDelayOpen,
     /// Send our OPEN.
     SendOpen,
-    /// Send a KEEPALIVE and restart the KeepaliveTimer.
+    /// Send a KEEPALIVE and restart the `KeepaliveTimer`.
     SendKeepalive,
-    /// Start the HoldTimer with a large value.
+    /// Start the `HoldTimer` with a large value.
     StartLargeHold,
-    /// Start or restart the HoldTimer with the negotiated value.
+    /// Start or restart the `HoldTimer` with the negotiated value.
     StartHold,
     /// Send the NOTIFICATION that came with the event.
     Notify,
@@ -125,7 +95,7 @@ pub enum Action {
     Handle,
     /// Drop the TCP connection, stop all timers of it, release what belongs to it.
     Drop,
-    /// This counts as a failure: the next attempt waits (section 8.1.1, DampPeerOscillations).
+    /// This counts as a failure: the next attempt waits (section 8.1.1, `DampPeerOscillations`).
     Damp,
 }
 
@@ -135,6 +105,7 @@ use Action::{
 };
 
 /// The next state, and what is to be done: RFC 4271 section 8.2.2.
+#[expect(clippy::match_same_arms, reason = "in the order of the RFC")]
 pub const fn step(state: State, event: Event) -> (State, &'static [Action]) {
     use Event as E;
     use State::{Active, Connect as Connecting, Established, Idle, OpenConfirm, OpenSent};
@@ -199,6 +170,35 @@ mod tests {
     use std::fmt::Write;
 
     use super::*;
+
+    impl Event {
+        const ALL: [Self; 24] = [
+            Self::Start,
+            Self::StartPassive,
+            Self::ManualStop,
+            Self::AutomaticStop,
+            Self::ConnectRetryTimerExpires,
+            Self::HoldTimerExpires,
+            Self::KeepaliveTimerExpires,
+            Self::DelayOpenTimerExpires,
+            Self::TcpConnected,
+            Self::TcpConnectedDelayOpen,
+            Self::TcpConnectionFails,
+            Self::BgpOpen,
+            Self::BgpOpenDelayed,
+            Self::BgpHeaderErr,
+            Self::BgpOpenMsgErr,
+            Self::OpenCollisionDump,
+            Self::NotifMsgVerErr,
+            Self::NotifMsg,
+            Self::KeepAliveMsg,
+            Self::UpdateMsg,
+            Self::UpdateMsgErr,
+            Self::RouteRefreshMsg,
+            Self::RouteRefreshMsgErr,
+            Self::SendHoldTimerExpires,
+        ];
+    }
 
     const STATES: [State; 6] =
         [State::Idle, State::Connect, State::Active, State::OpenSent, State::OpenConfirm, State::Established];

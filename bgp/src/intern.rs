@@ -37,9 +37,9 @@ pub struct Stored {
     pub origin: Origin,
     /// How far the route may go (RFC 1997): no further than us, or no further than our AS.
     pub scope: Scope,
-    /// LOCAL_PREF, or what takes its place.
+    /// `LOCAL_PREF`, or what takes its place.
     pub local_pref: u32,
-    /// MULTI_EXIT_DISC.
+    /// `MULTI_EXIT_DISC`.
     pub med: u32,
     /// The length of the AS path, as the decision counts.
     pub path_length: u16,
@@ -47,7 +47,7 @@ pub struct Stored {
     pub cluster_length: u16,
     /// The neighbouring AS of the path.
     pub first_as: u32,
-    /// The BGP identifier of the neighbour, or ORIGINATOR_ID (RFC 4456 section 9).
+    /// The BGP identifier of the neighbour, or `ORIGINATOR_ID` (RFC 4456 section 9).
     pub router_id: Ipv4Addr,
     /// Octets a second of the link bandwidth community, 0 if there is none.
     pub bandwidth: f32,
@@ -64,9 +64,9 @@ pub struct Stored {
 pub enum Scope {
     /// Anywhere.
     Anywhere,
-    /// Not to another AS: NO_EXPORT, NO_EXPORT_SUBCONFED.
+    /// Not to another AS: `NO_EXPORT`, `NO_EXPORT_SUBCONFED`.
     As,
-    /// Nowhere: NO_ADVERTISE.
+    /// Nowhere: `NO_ADVERTISE`.
     Here,
 }
 
@@ -77,12 +77,7 @@ const STORED: Context =
 impl Stored {
     /// The attributes but the next hop.
     pub fn attributes(&self) -> Attributes<'_> {
-        Attributes::parse(&self.octets, &STORED).0
-    }
-
-    /// The attributes but the next hop, as octets.
-    pub fn octets(&self) -> &[u8] {
-        &self.octets
+        Attributes::parse(&self.octets, STORED).0
     }
 
     fn own() -> Self {
@@ -189,11 +184,6 @@ impl Interner {
         &self.stored[at(id)]
     }
 
-    /// How many numbers were ever in use at once: all are below it.
-    pub fn bound(&self) -> usize {
-        self.stored.len()
-    }
-
     /// How many sets there are.
     pub fn len(&self) -> usize {
         self.stored.len() - self.free.len() - 1
@@ -217,7 +207,7 @@ impl Interner {
     }
 
     /// The number of a set, with one reference for the caller.
-    pub fn intern(&mut self, attributes: &Attributes<'_>, hop: NextHop, teller: &Teller) -> AttributesId {
+    pub fn intern(&mut self, attributes: &Attributes<'_>, hop: NextHop, teller: Teller) -> AttributesId {
         let mut octets = std::mem::take(&mut self.scratch);
         octets.clear();
         let known =
@@ -255,7 +245,7 @@ impl Interner {
         octets: &[u8],
         known: &Attributes<'_>,
         hop: NextHop,
-        teller: &Teller,
+        teller: Teller,
     ) -> AttributesId {
         let said = |community| known.communities().any(|one| one == community);
         let scope = if said(community::NO_ADVERTISE) {
@@ -327,8 +317,8 @@ impl Interner {
             if moved == EMPTY {
                 break;
             }
-            let home = at(self.stored[at(moved)].hash) & mask;
-            if (slot.wrapping_sub(home) & mask) >= (slot.wrapping_sub(hole) & mask) {
+            let wish = at(self.stored[at(moved)].hash) & mask;
+            if (slot.wrapping_sub(wish) & mask) >= (slot.wrapping_sub(hole) & mask) {
                 self.slots[hole] = moved;
                 hole = slot;
             }
@@ -361,7 +351,7 @@ mod tests {
                 let ids = held.entry(med).or_default();
                 if add {
                     let attributes = Attributes { multi_exit_disc: Some(med), as_path: Some(AsPath::sequence(&[med + 1])), ..Attributes::default() };
-                    let id = interner.intern(&attributes, hop(1), &teller(3));
+                    let id = interner.intern(&attributes, hop(1), teller(3));
                     prop_assert!(ids.iter().all(|&other| other == id));
                     ids.push(id);
                 } else if let Some(id) = ids.pop() {
@@ -379,7 +369,7 @@ mod tests {
     fn sets_that_differ_in_teller_or_next_hop_are_two() {
         let mut interner = Interner::new(5);
         let attributes = Attributes::default();
-        let ids = [(1, 1), (1, 2), (2, 1)].map(|(who, last)| interner.intern(&attributes, hop(last), &teller(who)));
+        let ids = [(1, 1), (1, 2), (2, 1)].map(|(who, last)| interner.intern(&attributes, hop(last), teller(who)));
         assert_eq!(ids, [1, 2, 3]);
     }
 

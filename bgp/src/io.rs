@@ -17,7 +17,7 @@ pub struct ConnectionId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// The two ends of a connection: our address is the NEXT_HOP of what we announce.
+/// The two ends of a connection: our address is the `NEXT_HOP` of what we announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoints {
     /// Our end.
@@ -127,6 +127,10 @@ pub enum NeighborState {
 
 /// One line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "`neighbor`, `prefix`, `family`, `from`, `to` say what they are; the rest is in the variants"
+)]
 pub enum Event {
     /// The state changed.
     State { neighbor: NeighborId, from: NeighborState, to: NeighborState },

@@ -72,7 +72,7 @@ impl Speaker {
         body: &[u8],
     ) -> Result<(), UpdateError> {
         let Some((negotiated, _)) = neighbor.session() else { return Ok(()) };
-        let update = Update::parse(body, &negotiated.context())?;
+        let update = Update::parse(body, negotiated.context())?;
         neighbor.counters.updates_in += 1;
         self.tell_faults(neighbor, &update);
         if let Some(family) = update.end_of_rib() {
@@ -134,9 +134,9 @@ impl Speaker {
         let otc = marked(neighbor.config.role, negotiated.remote_as).filter(|_| negotiated.external);
         if otc.is_some() && update.attributes.only_to_customer.is_none() {
             let attributes = Attributes { only_to_customer: otc, ..update.attributes.clone() };
-            return Some(self.rib.interner.intern(&attributes, hop, &teller));
+            return Some(self.rib.interner.intern(&attributes, hop, teller));
         }
-        Some(self.rib.interner.intern(&update.attributes, hop, &teller))
+        Some(self.rib.interner.intern(&update.attributes, hop, teller))
     }
 
     fn drop_share(&mut self, shared: Shared) {
@@ -251,10 +251,10 @@ impl Speaker {
     pub(crate) fn flush(&mut self, neighbor: &mut Neighbor, index: NeighborIndex, family: Family, stale: bool) {
         match family {
             Family::Ipv4 => {
-                self.flush_family::<Prefix4>(neighbor, index, |epoch, current, _| !stale || epoch != current)
+                self.flush_family::<Prefix4>(neighbor, index, |epoch, current, _| !stale || epoch != current);
             }
             Family::Ipv6 => {
-                self.flush_family::<Prefix6>(neighbor, index, |epoch, current, _| !stale || epoch != current)
+                self.flush_family::<Prefix6>(neighbor, index, |epoch, current, _| !stale || epoch != current);
             }
         }
     }

@@ -33,7 +33,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A session that lasted this long has not failed.
 const LASTED: Duration = Duration::from_secs(30);
 /// How long stale routes wait for End-of-RIB once the session is back (RFC 4724 section 4.2 leaves it open).
-const STALE: Duration = Duration::from_secs(360);
+const STALE: Duration = Duration::from_mins(6);
 
 /// What follows for the routes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,12 +98,14 @@ pub struct Neighbor {
     /// Whether BFD took its routes out (RFC 5882 section 4.3).
     pub out: bool,
     bfd: Option<BfdState>,
-    /// IdleHoldTimer: the next attempt.
+    /// `IdleHoldTimer`: the next attempt.
     start: Option<Instant>,
     /// Attempts that failed in a row.
     failures: u32,
-    /// Too many prefixes: until then, or (`Some(None)`) until an operator resets.
-    limited: Option<Option<Instant>>,
+    /// Too many prefixes: it is not tried..
+    limited: bool,
+    /// ..until then, or until an operator resets.
+    limited_until: Option<Instant>,
     /// It refuses optional parameters.
     plain: bool,
     told: State,
@@ -130,7 +132,8 @@ impl Neighbor {
             bfd: None,
             start: None,
             failures: 0,
-            limited: None,
+            limited: false,
+            limited_until: None,
             plain: false,
             told: State::Idle,
             told_failure: None,
@@ -161,12 +164,12 @@ impl Neighbor {
     fn may_run(&self, env: &Env<'_>) -> bool {
         let waits_for_bfd =
             self.config.bfd == Bfd::Strict && !matches!(self.bfd, Some(BfdState::Up | BfdState::AdminDown));
-        !env.stopping && self.config.shutdown.is_none() && self.limited.is_none() && !waits_for_bfd
+        !env.stopping && self.config.shutdown.is_none() && !self.limited && !waits_for_bfd
     }
 
     /// The first of all deadlines.
     pub fn deadline(&self) -> Option<Instant> {
-        let own = [self.start, self.limited.flatten(), self.stale[0], self.stale[1]];
+        let own = [self.start, self.limited_until, self.stale[0], self.stale[1]];
         own.into_iter().chain(self.connections.iter().map(Connection::deadline)).flatten().min()
     }
 
@@ -180,8 +183,9 @@ impl Neighbor {
                 self.effects.push(Effect::Flush(family));
             }
         }
-        if self.limited.is_some_and(due) {
-            self.limited = None;
+        if due(self.limited_until) {
+            self.limited = false;
+            self.limited_until = None;
         }
         for slot in [OUTGOING, INCOMING] {
             let connection = &self.connections[slot];
@@ -336,7 +340,6 @@ impl Neighbor {
                 self.counters.established += 1;
                 self.since = now;
                 self.last_error = None;
-                self.limited = None;
                 self.effects.push(Effect::Up);
             }
             Action::Handle => (),
@@ -595,13 +598,15 @@ impl Neighbor {
         data.push(1);
         data.extend(maximum.to_be_bytes());
         let notification = Notification { data, ..Notification::cease(Cease::MaximumPrefixes, "") };
-        self.limited = Some(restart_after.map(|after| env.now + after));
+        self.limited = true;
+        self.limited_until = restart_after.map(|after| env.now + after);
         self.stop(env, Fsm::AutomaticStop, &notification, &format!("more than {maximum} {family:?} prefixes"));
     }
 
     /// An operator wants it to be tried now.
     pub fn forgive(&mut self) {
-        self.limited = None;
+        self.limited = false;
+        self.limited_until = None;
         self.failures = 0;
         self.start = None;
         self.plain = false;

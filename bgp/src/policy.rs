@@ -198,7 +198,7 @@ impl Exporter<'_> {
         let (communities, large) = communities(export, &attributes);
         attributes.communities = &communities;
         attributes.large_communities = &large;
-        if !self.beside(family, &hop) {
+        if !beside(family, &hop) {
             attributes.next_hop = match hop.address {
                 IpAddr::V4(address) => Some(address),
                 IpAddr::V6(_) => None,
@@ -207,11 +207,11 @@ impl Exporter<'_> {
         attributes.put(self.negotiated.width, out);
         Some(hop)
     }
+}
 
-    /// Whether prefixes of `family` with this next hop go into MP_REACH_NLRI.
-    pub fn beside(&self, family: Family, hop: &NextHop) -> bool {
-        family == Family::Ipv6 || hop.address.is_ipv6()
-    }
+/// Whether prefixes of `family` with this next hop go into `MP_REACH_NLRI`.
+pub fn beside(family: Family, hop: &NextHop) -> bool {
+    family == Family::Ipv6 || hop.address.is_ipv6()
 }
 
 /// The communities of a route and those that the policy adds, in order and once each.

@@ -176,8 +176,8 @@ impl<P: Prefix> Table<P> {
             if moved == NONE {
                 break;
             }
-            let home = self.home(self.entries[at(moved)].prefix);
-            if (slot.wrapping_sub(home) & mask) >= (slot.wrapping_sub(hole) & mask) {
+            let wish = self.home(self.entries[at(moved)].prefix);
+            if (slot.wrapping_sub(wish) & mask) >= (slot.wrapping_sub(hole) & mask) {
                 self.slots[hole] = moved;
                 hole = slot;
             }
@@ -348,11 +348,6 @@ impl<P: Prefix> Table<P> {
     pub fn live(&self, index: Destination) -> bool {
         self.entries.get(at(index)).is_some_and(|entry| entry.first != NONE && entry.holds != u16::MAX)
     }
-
-    /// How many prefixes there are, those included that only wait to be withdrawn.
-    pub fn len(&self) -> usize {
-        self.used
-    }
 }
 
 /// Degree of preference and the tie breakers of RFC 4271 section 9.1.2.2 that say that two paths are equally good but for
@@ -374,7 +369,7 @@ fn tie(one: &Path, two: &Path, interner: &Interner) -> Ordering {
     key(one, first).cmp(&key(two, second))
 }
 
-/// Whether another path of the same neighbouring AS, equally good so far, has a lower MULTI_EXIT_DISC (section 9.1.2.2 c).
+/// Whether another path of the same neighbouring AS, equally good so far, has a lower `MULTI_EXIT_DISC` (section 9.1.2.2 c).
 fn beaten(path: &Path, others: &[(u32, Path)], interner: &Interner, usable: Usable<'_>) -> bool {
     let stored = interner.get(path.attributes);
     others.iter().any(|(_, other)| {

@@ -15,6 +15,7 @@ use crate::{Endpoints, Family, Local, NeighborConfig, Role};
 
 /// What a session may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a capability of its own")]
 pub struct Negotiated {
     /// The families that both want.
     pub families: BTreeSet<Family>,

@@ -427,7 +427,7 @@ impl Speaker {
             // RFC 4271 section 4.2: the identifier is the same on every session, so all begin anew.
             let notification = Notification::cease(Cease::Configuration, "");
             self.everyone(now, |neighbor, env| {
-                neighbor.stop(env, Fsm::ManualStop, &notification, "our BGP identifier changed")
+                neighbor.stop(env, Fsm::ManualStop, &notification, "our BGP identifier changed");
             });
         }
     }
@@ -617,7 +617,7 @@ impl Speaker {
                 Err(error) => {
                     let cause = Cause::Send(error.notification(), error.to_string());
                     self.act(now, index, &mut neighbor, |neighbor, env| {
-                        neighbor.step(env, slot, Fsm::BgpHeaderErr, cause)
+                        neighbor.step(env, slot, Fsm::BgpHeaderErr, cause);
                     });
                 }
             }
@@ -640,7 +640,7 @@ impl Speaker {
             && let Some(family) = self.over_limit(neighbor)
         {
             self.act(now, index, neighbor, |neighbor, env| {
-                neighbor.limit(env, family, limit.maximum, limit.restart_after)
+                neighbor.limit(env, family, limit.maximum, limit.restart_after);
             });
         }
     }

@@ -281,7 +281,7 @@ fn roles_that_do_not_fit_are_a_mismatch() {
 
 #[test]
 fn too_many_prefixes_end_the_session_until_the_restart_time() {
-    let limit = PrefixLimit { maximum: 2, warning_percent: 50, restart_after: Some(Duration::from_secs(60)) };
+    let limit = PrefixLimit { maximum: 2, warning_percent: 50, restart_after: Some(Duration::from_mins(1)) };
     let limited = NeighborConfig { maximum_prefixes: Some(limit), ..config(1, 2) };
     let mut world = World::new(limited, config(2, 1));
     world.until(10);

@@ -1,11 +1,11 @@
-//! AS_PATH: the ASes that a route came through, in numbers of two octets or of four (RFC 6793).
+//! `AS_PATH`: the ASes that a route came through, in numbers of two octets or of four (RFC 6793).
 //!
 //! ```text
 //! +---------------+---------------+-------------------------------+
 //! | Type (1)      | Numbers (1)   | AS numbers, 2 or 4 octets each ..
 //! +---------------+---------------+-------------------------------+
 //! ```
-//! AS_PATH and AS4_PATH have the same shape. Confederations (RFC 5065) are not spoken: their segments are unknown types.
+//! `AS_PATH` and `AS4_PATH` have the same shape. Confederations (RFC 5065) are not spoken: their segments are unknown types.
 
 use std::borrow::Cow;
 
@@ -55,9 +55,9 @@ impl Width {
 /// Whether the order of a segment's numbers means something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// AS_SET: it does not.
+    /// `AS_SET`: it does not.
     Set,
-    /// AS_SEQUENCE: it does.
+    /// `AS_SEQUENCE`: it does.
     Sequence,
 }
 
@@ -111,7 +111,9 @@ fn put_segment(kind: Kind, numbers: &[u32], width: Width, out: &mut Vec<u8>) {
             Kind::Sequence => 2,
         });
         out.put_u8(length8(numbers.len()));
-        numbers.iter().for_each(|&asn| width.put(asn, out));
+        for &asn in numbers {
+            width.put(asn, out);
+        }
     }
 }
 
@@ -137,6 +139,7 @@ impl<'a> AsPath<'a> {
     }
 
     /// A path of one sequence.
+    #[cfg(test)]
     pub fn sequence(numbers: &[u32]) -> AsPath<'static> {
         let mut octets = Vec::new();
         put_segment(Kind::Sequence, numbers, Width::Four, &mut octets);
@@ -169,11 +172,6 @@ impl<'a> AsPath<'a> {
         self.segments().next().filter(|segment| segment.kind == Kind::Sequence)?.numbers().next()
     }
 
-    /// Where the route began: the last AS.
-    pub fn origin(&self) -> Option<u32> {
-        self.numbers().last()
-    }
-
     /// Whether a number needs four octets.
     pub fn wide(&self) -> bool {
         self.width == Width::Four && self.numbers().any(|asn| asn > u32::from(u16::MAX))
@@ -204,7 +202,7 @@ impl<'a> AsPath<'a> {
         AsPath { octets: Cow::Owned(octets), width: Width::Four }
     }
 
-    /// The true path, of what an old speaker wrote and of the AS4_PATH that passed through it (RFC 6793 section 4.2.3).
+    /// The true path, of what an old speaker wrote and of the `AS4_PATH` that passed through it (RFC 6793 section 4.2.3).
     pub fn merged(&self, four: &Self) -> AsPath<'static> {
         let mut octets = Vec::new();
         // More in AS4_PATH than in AS_PATH: it does not belong here.
@@ -212,16 +210,24 @@ impl<'a> AsPath<'a> {
             self.put(Width::Four, &mut octets);
             return AsPath { octets: Cow::Owned(octets), width: Width::Four };
         };
+        let mut rest = four.segments().peekable();
         for segment in self.segments() {
             if lead == 0 {
                 break;
             }
             let take = if segment.kind == Kind::Set { segment.count() } else { lead };
-            let numbers: Vec<_> = segment.numbers().take(take).collect();
+            let mut numbers: Vec<_> = segment.numbers().take(take).collect();
             lead = lead.saturating_sub(if segment.kind == Kind::Set { 1 } else { numbers.len() });
+            if lead == 0 && segment.kind == Kind::Sequence {
+                // The sequence was one before it passed through the old speaker.
+                let joined = rest.next_if(|next| next.kind == Kind::Sequence && next.count() + numbers.len() <= 255);
+                numbers.extend(joined.into_iter().flat_map(Segment::numbers));
+            }
             put_segment(segment.kind, &numbers, Width::Four, &mut octets);
         }
-        four.put(Width::Four, &mut octets);
+        for segment in rest {
+            put_segment(segment.kind, &segment.numbers().collect::<Vec<_>>(), Width::Four, &mut octets);
+        }
         AsPath { octets: Cow::Owned(octets), width: Width::Four }
     }
 }
@@ -279,7 +285,7 @@ pub(crate) mod tests {
     fn a_set_counts_as_one() {
         let octets = [2, 1, 0, 0, 0, 9, 1, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3];
         let path = AsPath::parse(&octets, Width::Four).unwrap();
-        assert_eq!((path.length(), path.first(), path.origin()), (2, Some(9), Some(3)));
+        assert_eq!((path.length(), path.first()), (2, Some(9)));
         assert_eq!(path.prepended(5, 2).to_string(), "5 5 9 {1 2 3}");
     }
 

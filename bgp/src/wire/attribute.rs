@@ -22,7 +22,6 @@ use super::prefix::{Nlri, PrefixError};
 use crate::Family;
 
 /// Type codes.
-#[expect(missing_docs, reason = "the names are the RFCs' names")]
 pub mod kind {
     pub const ORIGIN: u8 = 1;
     pub const AS_PATH: u8 = 2;
@@ -71,6 +70,7 @@ pub enum Origin {
 
 /// What a session negotiated, as far as attributes depend on it.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a capability of its own")]
 pub struct Context {
     /// Octets of an AS number.
     pub width: Width,
@@ -86,7 +86,7 @@ pub struct Context {
 
 impl Context {
     /// Whether the session carries `family`.
-    pub const fn carries(&self, family: Family) -> bool {
+    pub const fn carries(self, family: Family) -> bool {
         match family {
             Family::Ipv4 => self.ipv4,
             Family::Ipv6 => self.ipv6,
@@ -113,7 +113,7 @@ impl NextHop {
     }
 }
 
-/// MP_REACH_NLRI (RFC 4760) of a family that the session carries.
+/// `MP_REACH_NLRI` (RFC 4760) of a family that the session carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MpReach<'a> {
     /// The family.
@@ -124,7 +124,7 @@ pub struct MpReach<'a> {
     pub nlri: Nlri<'a>,
 }
 
-/// MP_UNREACH_NLRI (RFC 4760) of a family that the session carries.
+/// `MP_UNREACH_NLRI` (RFC 4760) of a family that the session carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MpUnreach<'a> {
     /// The family.
@@ -155,7 +155,6 @@ pub struct Unknown<'a> {
 
 /// All attributes of an UPDATE, or of a route. Lists are as the wire has them, of a length that fits their items.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the RFCs' names")]
 pub struct Attributes<'a> {
     pub origin: Option<Origin>,
     pub as_path: Option<AsPath<'a>>,
@@ -209,7 +208,7 @@ pub enum Approach {
 /// What is wrong with an attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AttributeError {
-    /// A header or a value that ends beyond the list, or a second MP_REACH_NLRI or MP_UNREACH_NLRI.
+    /// A header or a value that ends beyond the list, or a second `MP_REACH_NLRI` or `MP_UNREACH_NLRI`.
     #[error("malformed attribute list")]
     List,
     /// Well-known, but not to us.
@@ -354,7 +353,7 @@ fn v6(octets: &[u8]) -> Option<Ipv6Addr> {
 }
 
 /// A next hop of a length that its family allows (RFC 4760, 2545, 8950).
-fn next_hop(family: Family, octets: &[u8], context: &Context) -> Option<NextHop> {
+fn next_hop(family: Family, octets: &[u8], context: Context) -> Option<NextHop> {
     if family == Family::Ipv4 {
         if let Ok(four) = <[u8; 4]>::try_from(octets) {
             return Some(NextHop { address: Ipv4Addr::from(four).into(), link_local: None });
@@ -385,7 +384,7 @@ fn mp_unreach(value: &[u8]) -> Parsed<'_, (u16, u8)> {
     (be_u16, be_u8).parse(value)
 }
 
-/// Whether the attributes inside an ATTR_SET (RFC 6368) can be told apart.
+/// Whether the attributes inside an `ATTR_SET` (RFC 6368) can be told apart.
 fn attr_set(value: &[u8]) -> bool {
     (be_u32::<_, ()>, all_consuming(many0(raw))).parse(value).is_ok_and(|(_, (_, inner))| {
         inner.iter().all(|one| !matches!(one.kind, kind::MP_REACH_NLRI | kind::MP_UNREACH_NLRI | kind::ATTR_SET))
@@ -407,7 +406,7 @@ struct Old<'a> {
 impl<'a> Attributes<'a> {
     /// Reads the attributes of an UPDATE. Whatever is wrong is in the faults; what is right can still be used, as far as
     /// the strongest approach allows.
-    pub fn parse(field: &'a [u8], context: &Context) -> (Self, Vec<Fault<'a>>) {
+    pub fn parse(field: &'a [u8], context: Context) -> (Self, Vec<Fault<'a>>) {
         let mut all = Self::default();
         let mut old = Old::default();
         let mut faults = Vec::new();
@@ -448,12 +447,12 @@ impl<'a> Attributes<'a> {
                 all.partial |= 1 << one.kind;
             }
         }
-        all.reconstruct(old, context.width);
+        all.reconstruct(&old, context.width);
         (all, faults)
     }
 
     /// RFC 6793 section 4.2.3: what an old speaker could not read.
-    fn reconstruct(&mut self, old: Old<'a>, width: Width) {
+    fn reconstruct(&mut self, old: &Old<'a>, width: Width) {
         let trans = u32::from(super::open::AS_TRANS);
         if width == Width::Four {
             return;
@@ -471,7 +470,7 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    fn take(&mut self, one: &Raw<'a>, context: &Context, old: &mut Old<'a>) -> Outcome {
+    fn take(&mut self, one: &Raw<'a>, context: Context, old: &mut Old<'a>) -> Outcome {
         use AttributeError::{
             AsPath as Path, External, Length, NextHop as Hop, Optional, Origin as Undefined, Unrecognized,
         };

@@ -63,7 +63,7 @@ pub enum Capability {
     GracefulRestart(GracefulRestart),
     /// AS numbers of four octets, and the sender's (RFC 6793).
     FourOctetAs(u32),
-    /// BoRR and EoRR (RFC 7313).
+    /// `BoRR` and `EoRR` (RFC 7313).
     EnhancedRouteRefresh,
     /// A role that no RFC has given a meaning.
     UnknownRole(u8),

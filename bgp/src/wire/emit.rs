@@ -1,6 +1,6 @@
 //! Path attributes as octets: in the order of their types, with the flags of their RFCs.
 //!
-//! MP_REACH_NLRI comes first (RFC 7606 section 5.1); its prefixes are the last octets of what is emitted for it, so the
+//! `MP_REACH_NLRI` comes first (RFC 7606 section 5.1); its prefixes are the last octets of what is emitted for it, so the
 //! reader of a damaged message finds them.
 
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ pub fn put_attribute(out: &mut Vec<u8>, flags: u8, kind: u8, value: &[u8]) {
     out.put_slice(value);
 }
 
-/// Appends the value of an MP_REACH_NLRI up to its prefixes.
+/// Appends the value of an `MP_REACH_NLRI` up to its prefixes.
 pub fn put_mp_reach_head(out: &mut Vec<u8>, family: crate::Family, hop: &NextHop) {
     out.put_u16(afi(family));
     out.put_u8(1);
@@ -48,7 +48,7 @@ pub fn put_mp_reach_head(out: &mut Vec<u8>, family: crate::Family, hop: &NextHop
     out.put_u8(0);
 }
 
-/// Appends the value of an MP_UNREACH_NLRI up to its prefixes.
+/// Appends the value of an `MP_UNREACH_NLRI` up to its prefixes.
 pub fn put_mp_unreach_head(out: &mut Vec<u8>, family: crate::Family) {
     out.put_u16(afi(family));
     out.put_u8(1);
@@ -69,8 +69,8 @@ fn mp_unreach(unreach: &MpUnreach<'_>, out: &mut Vec<u8>) {
 }
 
 impl Attributes<'_> {
-    /// Appends all attributes for a neighbour whose AS numbers have `width`; towards an old speaker with AS4_PATH and
-    /// AS4_AGGREGATOR where they say more (RFC 6793 section 4.2.2).
+    /// Appends all attributes for a neighbour whose AS numbers have `width`; towards an old speaker with `AS4_PATH` and
+    /// `AS4_AGGREGATOR` where they say more (RFC 6793 section 4.2.2).
     pub fn put(&self, width: Width, out: &mut Vec<u8>) {
         if let Some(reach) = &self.mp_reach {
             mp_reach(reach, out);
@@ -263,7 +263,7 @@ mod tests {
             let attributes = attributes(&parts);
             let mut out = Vec::new();
             attributes.put(Width::Four, &mut out);
-            let (parsed, faults) = Attributes::parse(&out, &CONTEXT);
+            let (parsed, faults) = Attributes::parse(&out, CONTEXT);
             prop_assert_eq!(faults, []);
             prop_assert_eq!(parsed, attributes);
         }
@@ -274,7 +274,7 @@ mod tests {
             attributes.partial = 0;
             let mut out = Vec::new();
             attributes.put(Width::Two, &mut out);
-            let (parsed, faults) = Attributes::parse(&out, &Context { width: Width::Two, ..CONTEXT });
+            let (parsed, faults) = Attributes::parse(&out, Context { width: Width::Two, ..CONTEXT });
             prop_assert_eq!(faults, []);
             let path = |attributes: &Attributes<'_>| attributes.as_path.as_ref().map(ToString::to_string);
             prop_assert_eq!(path(&parsed), path(&attributes));
@@ -286,7 +286,7 @@ mod tests {
             for width in [Width::Two, Width::Four] {
                 for external in [false, true] {
                     let context = Context { width, external, ..CONTEXT };
-                    let (parsed, faults) = Attributes::parse(&octets, &context);
+                    let (parsed, faults) = Attributes::parse(&octets, context);
                     prop_assert!(!faults.is_empty() || octets.is_empty() || parsed.clone() == parsed);
                     prop_assert!(faults.len() <= octets.len());
                 }

@@ -31,7 +31,7 @@ pub const SEND_HOLD_TIMER_EXPIRED: u8 = 8;
 /// Octets of a shutdown communication (RFC 9003).
 pub const COMMUNICATION: usize = 255;
 
-/// Why we, or they, end a session in order: RFC 4486, 8203, 8538, 9384.
+/// Why we end a session in order (5 and 8 are only ever received): RFC 4486, 8203, 8538, 9384.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cease {
     /// Maximum Number of Prefixes Reached.
@@ -42,14 +42,10 @@ pub enum Cease {
     Deconfigured = 3,
     /// Administrative Reset.
     Reset = 4,
-    /// Connection Rejected.
-    Rejected = 5,
     /// Other Configuration Change.
     Configuration = 6,
     /// Connection Collision Resolution.
     Collision = 7,
-    /// Out of Resources.
-    Resources = 8,
     /// Hard Reset: the real one is in the data (RFC 8538).
     HardReset = 9,
     /// BFD Down (RFC 9384).
@@ -64,10 +60,8 @@ impl Cease {
             Self::Shutdown => 2,
             Self::Deconfigured => 3,
             Self::Reset => 4,
-            Self::Rejected => 5,
             Self::Configuration => 6,
             Self::Collision => 7,
-            Self::Resources => 8,
             Self::HardReset => 9,
             Self::BfdDown => 10,
         }

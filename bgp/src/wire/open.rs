@@ -7,7 +7,7 @@
 //! | BGP Identifier (4)                                            | Parameters length (1), parameters ..
 //! +---------------------------------------------------------------+---------------+
 //! ```
-//! The AS number is the true one: AS_TRANS and the four-octet capability are the wire's affair (RFC 6793).
+//! The AS number is the true one: `AS_TRANS` and the four-octet capability are the wire's affair (RFC 6793).
 
 use std::net::Ipv4Addr;
 

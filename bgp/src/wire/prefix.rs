@@ -160,9 +160,10 @@ impl Prefix for Prefix6 {
     }
 
     fn hash(self, seed: u64) -> u64 {
-        let [a, b, c, d, e, f, g, h, rest @ ..] = self.octets;
-        let high = fold(u64::from_be_bytes([a, b, c, d, e, f, g, h]) ^ seed, 0x9e37_79b9_7f4a_7c15);
-        fold(high ^ u64::from_be_bytes(rest), 0xbf58_476d_1ce4_e5b9 ^ u64::from(self.length))
+        let (high, low) = self.octets.split_at(8);
+        let word = |octets: &[u8]| u64::from_be_bytes(octets.try_into().unwrap_or_default());
+        let high = fold(word(high) ^ seed, 0x9e37_79b9_7f4a_7c15);
+        fold(high ^ word(low), 0xbf58_476d_1ce4_e5b9 ^ u64::from(self.length))
     }
 
     fn martian(self) -> bool {

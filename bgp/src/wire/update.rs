@@ -52,7 +52,7 @@ impl UpdateError {
 pub struct Update<'a> {
     /// IPv4 prefixes that are gone.
     pub withdrawn: Nlri<'a>,
-    /// The attributes of all the prefixes; MP_REACH_NLRI and MP_UNREACH_NLRI are among them.
+    /// The attributes of all the prefixes; `MP_REACH_NLRI` and `MP_UNREACH_NLRI` are among them.
     pub attributes: Attributes<'a>,
     /// IPv4 prefixes that the attributes are for.
     pub nlri: Nlri<'a>,
@@ -70,7 +70,7 @@ fn lengths(body: &[u8]) -> super::Parsed<'_, (&[u8], &[u8])> {
 
 impl<'a> Update<'a> {
     /// The body of a message.
-    pub fn parse(body: &'a [u8], context: &Context) -> Result<Self, UpdateError> {
+    pub fn parse(body: &'a [u8], context: Context) -> Result<Self, UpdateError> {
         let (nlri, (withdrawn, field)) = lengths(body).map_err(|_| UpdateError::Lengths)?;
         let withdrawn = Nlri::parse(Family::Ipv4, withdrawn).map_err(|_| UpdateError::Network)?;
         let nlri = Nlri::parse(Family::Ipv4, nlri).map_err(|_| UpdateError::Network)?;

@@ -2,6 +2,7 @@
 //!
 //! The octets are made and read here by hand, apart from the speaker's own code.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -62,7 +63,7 @@ pub fn origin() -> Vec<u8> {
 /// A sequence of four-octet numbers.
 pub fn path(numbers: &[u32]) -> Vec<u8> {
     let mut value = vec![2, u8::try_from(numbers.len()).unwrap()];
-    numbers.iter().for_each(|asn| value.extend(asn.to_be_bytes()));
+    value.extend(numbers.iter().flat_map(|asn| asn.to_be_bytes()));
     attribute(0x40, 2, &value)
 }
 
