@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Prints one line for every event, with `CLOCK_MONOTONIC` in microseconds, and the counters at the end. Several
-//! `--remote` are several sessions; without `--interface` they go over several hops. Lines on standard input change the
-//! running sessions: `set min-tx=50 min-rx=50 multiplier=3`, `admin-down`, `admin-up`, `status`; `quit` or its end stops.
+//! `--remote` are several sessions, several `--local` as many times more; without `--interface` they go over several hops.
+//! Lines on standard input change the running sessions: `set min-tx=50 min-rx=50 multiplier=3`, `admin-down`, `admin-up`,
+//! `status`; `quit` or its end stops.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -32,14 +33,14 @@ fn main() -> Result<()> {
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments> {
     let mut config = SessionConfig::default();
-    let (mut interface, mut local, mut stall_guard) = (None, None, true);
-    let mut remotes = Vec::new();
+    let (mut interface, mut stall_guard) = (None, true);
+    let (mut remotes, mut locals) = (Vec::new(), Vec::new());
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value"));
         match word.as_str() {
             "--interface" => interface = Some(Arc::from(value()?)),
             "--remote" => remotes.push(value()?.parse::<IpAddr>().context("--remote")?),
-            "--local" => local = Some(value()?.parse::<IpAddr>().context("--local")?),
+            "--local" => locals.push(Some(value()?.parse::<IpAddr>().context("--local")?)),
             "--passive" => config.passive = true,
             "--no-stall-guard" => stall_guard = false,
             "--unaffiliated" => config.unaffiliated = true,
@@ -50,8 +51,12 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments> {
     if remotes.is_empty() {
         bail!("--remote ADDRESS is missing");
     }
-    let session = |remote| SessionId { remote, interface: interface.clone(), local };
-    Ok(Arguments { sessions: remotes.into_iter().map(session).collect(), config, stall_guard })
+    if locals.is_empty() {
+        locals.push(None);
+    }
+    let interface = &interface;
+    let to = |remote| locals.iter().map(move |&local| SessionId { remote, interface: interface.clone(), local });
+    Ok(Arguments { sessions: remotes.into_iter().flat_map(to).collect(), config, stall_guard })
 }
 
 /// `sha1:7:secret`: kind, key id, secret.

@@ -74,7 +74,10 @@ pub enum Answer {
 /// # Errors
 /// When the socket cannot be made: its folder is missing or not ours.
 pub fn serve(path: &Path, asker: Asker, ring: Ring) -> io::Result<()> {
-    // What a killed router left is in the way of a new one.
+    // What a killed router left is in the way of a new one; what a living one listens on is not ours to take.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another router answers there"));
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

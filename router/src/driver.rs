@@ -20,14 +20,17 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{Caller, Event, Incoming, Input, Listeners, Output, Router};
 use crate::gate::Lb;
-use crate::intent::{Intent, Settings, Transport};
+use crate::intent::{Intent, Key, Settings, Transport};
 use crate::mirror::Failure;
 use crate::wires::{Happened, Wires};
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Turns in a row that BGP may have while others wait.
 const BGP_TURNS: u32 = 64;
+
+/// Room for the last words of a connection, octets: a NOTIFICATION is at most 4096.
+const LAST_WORDS: usize = 4096;
 
 /// An open stream, our end and the other.
 pub type Opened<S> = (S, SocketAddr, SocketAddr);
@@ -60,6 +63,8 @@ pub trait Net {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Accepted<Self::Stream>>;
     /// Sets an accepted connection up for the neighbour that it turned out to be.
     fn set_up(&mut self, stream: &Self::Stream, caller: &Caller);
+    /// Changes the TCP MD5 password of an open connection.
+    fn rekey(&mut self, stream: &Self::Stream, address: IpAddr, key: Option<&Key>);
 }
 
 /// BFD: the other half of the network.
@@ -315,8 +320,16 @@ impl<N: Net, B: Bfd, K: Kernel, S: Source, R: Readiness> Driver<N, B, K, S, R> {
                     }
                 }
                 Output::Refuse(ticket) => drop(self.waiting.remove(&ticket)),
+                Output::Rekey(id, address, key) => {
+                    if let Some(stream) = self.wires.stream(id) {
+                        world.net.rekey(stream, address, key.as_ref());
+                    }
+                }
                 Output::Ready(id) => self.wires.ready(id),
-                Output::Close(id) => self.wires.close(id),
+                Output::Close(id) => {
+                    let (router, now) = (&mut self.router, world.clock.now());
+                    self.wires.close(id, |out| router.transmit(now, id, out, LAST_WORDS));
+                }
                 Output::Listen(listeners) => world.net.listen(&listeners),
                 Output::SetBfd(sessions) => world.bfd.set(sessions),
                 Output::Apply(changes) => world.kernel.apply(changes),

@@ -203,4 +203,9 @@ impl Net for KernelNet {
             warn!(%error, "an accepted connection could not be set up");
         }
     }
+
+    fn rekey(&mut self, stream: &TcpStream, address: IpAddr, key: Option<&Key>) {
+        let key = key.map(|key| &*key.0).unwrap_or_default();
+        log_key(sys::set_md5(stream.as_fd(), address, key), address);
+    }
 }

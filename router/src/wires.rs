@@ -94,6 +94,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Wires<S> {
         self.open.insert(id, Wire { stream, out: BytesMut::new(), ready: false });
     }
 
+    /// An open stream.
+    pub fn stream(&self, id: ConnectionId) -> Option<&S> {
+        self.open.get(&id).map(|wire| &wire.stream)
+    }
+
     /// The core has something for it.
     pub fn ready(&mut self, id: ConnectionId) {
         if let Some(wire) = self.open.get_mut(&id) {
@@ -101,10 +106,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Wires<S> {
         }
     }
 
-    /// Close it once everything is written.
-    pub fn close(&mut self, id: ConnectionId) {
+    /// Close it once everything is written, the core's last words included.
+    pub fn close(&mut self, id: ConnectionId, mut pull: impl FnMut(&mut BytesMut) -> bool) {
         self.connecting.remove(&id);
-        if let Some(wire) = self.open.remove(&id) {
+        if let Some(mut wire) = self.open.remove(&id) {
+            let _ = pull(&mut wire.out);
             let until = Box::pin(tokio::time::sleep(LAST_WORDS));
             self.closing.push(Closing { wire, shut: false, until });
         }

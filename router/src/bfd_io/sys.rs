@@ -55,6 +55,11 @@ pub(super) fn wait(sockets: &[BorrowedFd<'_>], limit: Option<Duration>) -> io::R
     Ok(waiting.iter().map(|entry| entry.revents != 0).collect())
 }
 
+/// Sleeps; what comes meanwhile waits.
+pub(super) fn pause(duration: Duration) {
+    let _ = wait(&[], Some(duration));
+}
+
 /// A datagram that came.
 #[derive(Debug)]
 pub(super) struct Datagram<'a> {

@@ -26,6 +26,8 @@ const STALL: Duration = Duration::from_millis(2);
 const TELL_STALL: Duration = Duration::from_millis(10);
 /// How often interfaces that are missing are looked for, and the status is compared although nothing changed its state.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Turns begin no closer to each other than this: what comes meanwhile is read, and what falls due is sent, in one batch.
+const GRAIN: Duration = Duration::from_micros(250);
 /// Batches that are read from one socket before another has its turn.
 const TURN: usize = 8;
 
@@ -54,10 +56,17 @@ impl Loop {
             Ok(()) => String::from("SCHED_FIFO"),
             Err(error) => format!("default (SCHED_FIFO: {error})"),
         };
+        let mut turn = Instant::ORIGIN;
         loop {
             let deadline = self.deadline();
             let ready = self.wait(deadline);
-            let now = sys::now();
+            let mut now = sys::now();
+            let rest = GRAIN.saturating_sub(now.since(turn));
+            if !rest.is_zero() {
+                sys::pause(rest);
+                now = sys::now();
+            }
+            turn = now;
             let late = deadline.map_or(Duration::ZERO, |deadline| now.since(deadline));
             let (woken, links) = match ready.as_slice() {
                 [woken, links, ..] => (*woken, *links),

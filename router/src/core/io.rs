@@ -102,6 +102,8 @@ pub enum Output {
     Accept(Ticket, ConnectionId, Caller),
     /// Close the incoming connection.
     Refuse(Ticket),
+    /// The TCP MD5 password of an open connection changed: to this one, or to none.
+    Rekey(ConnectionId, IpAddr, Option<Key>),
     /// There are bytes to send: call [`super::Router::transmit`] when the connection has room.
     Ready(ConnectionId),
     /// Close the connection once what was given is written.
@@ -257,14 +259,14 @@ impl fmt::Display for Event {
             Self::Lb(text) => write!(f, "load balancer: {text}"),
             Self::NotTried(_, reason) => write!(f, "not tried: {reason}"),
             Self::RouterId(id) => write!(f, "router id {id}"),
-            Self::Adopted(count) => write!(f, "{count} routes of a former router are kept until they are told again"),
+            Self::Adopted(count) => write!(f, "routes of a former router, kept until they are told again: {count}"),
             Self::AdoptionEnded(family, count) => {
-                write!(f, "{count} {} routes of a former router were not told again and go", words(*family))
+                write!(f, "{} routes of a former router that were not told again are removed: {count}", words(*family))
             }
             Self::Unresolved(_, neighbor, why) => write!(f, "next hop of {neighbor} leads nowhere: {why}"),
             Self::Refused(failure) => write!(f, "the kernel refused {:?}: {}", failure.change, failure.error),
             Self::KernelConflict(object) => write!(f, "someone else keeps deleting {object:?}"),
-            Self::Repaired(count) => write!(f, "{count} objects that someone else deleted are put back"),
+            Self::Repaired(count) => write!(f, "put back what someone else deleted: {count} routes or rules"),
             Self::Stranger(_, interface) => write!(f, "no GatewayRouter has this address on {interface}: closed"),
             Self::Draining(time) => write!(f, "stopping: VIPs are withdrawn, forwarding goes on for {time:?}"),
             Self::Stopping => f.write_str("stopping: sessions are closed, learned routes are removed"),

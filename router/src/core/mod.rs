@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use ipnet::IpNet;
 use martlet_api::readiness::Families;
-use martlet_bfd::{SessionId, SessionStatus, State};
+use martlet_bfd::{SessionConfig, SessionId, SessionStatus, State};
 use martlet_bgp::{
     BfdState, CloseReason, ConnectionId, Endpoints, Family, Input as BgpInput, Local, NeighborId, NeighborState,
     Output as BgpOutput, Speaker, Ticket,
@@ -38,6 +38,9 @@ use crate::mirror::{Learned, Mirror};
 use crate::plan::{self, Links, METRIC, on_link};
 use life::Life;
 
+/// After the end of a session, the time until the next is tried: a neighbour that is still cleaning up behind the old one
+/// (FRR 8.4: a dynamic neighbour and its BFD session) loses the new one otherwise.
+const PACE: Duration = Duration::from_millis(100);
 /// Strangers that are named in the log; more are only refused.
 const STRANGERS: usize = 64;
 
@@ -68,6 +71,7 @@ struct Session {
 /// An open or opening connection.
 #[derive(Clone, Debug)]
 struct Connection {
+    neighbor: NeighborId,
     interface: Arc<str>,
     local: Option<IpAddr>,
 }
@@ -89,6 +93,12 @@ pub struct Router {
     sessions: BTreeMap<NeighborId, Session>,
     connections: BTreeMap<ConnectionId, Connection>,
     tickets: BTreeMap<Ticket, (NeighborId, IpAddr)>,
+    /// When a neighbour whose session ended may be tried again.
+    paced: BTreeMap<NeighborId, Instant>,
+    /// Connections that wait for that.
+    held: BTreeMap<ConnectionId, (Instant, NeighborId)>,
+    /// The BFD sessions that were asked for.
+    supervised: BTreeMap<SessionId, SessionConfig>,
     strangers: BTreeSet<IpAddr>,
     listeners: Listeners,
     verdicts: BTreeMap<IpNet, Verdict>,
@@ -118,6 +128,9 @@ impl Router {
             sessions: BTreeMap::new(),
             connections: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            paced: BTreeMap::new(),
+            held: BTreeMap::new(),
+            supervised: BTreeMap::new(),
             strangers: BTreeSet::new(),
             listeners: Listeners::new(),
             verdicts: BTreeMap::new(),
@@ -145,7 +158,7 @@ impl Router {
             Input::Incoming(incoming) => self.on_incoming(now, &incoming),
             Input::Received(id, bytes) => self.speaker.handle(now, BgpInput::Received(id, bytes)),
             Input::Closed(id, reason) => {
-                self.connections.remove(&id);
+                self.forget(id);
                 self.speaker.handle(now, BgpInput::Closed(id, reason));
             }
             Input::Refresh(neighbor) => self.speaker.handle(now, BgpInput::Refresh(neighbor)),
@@ -177,7 +190,7 @@ impl Router {
             self.life.deadline(),
         ]
         .into_iter()
-        .chain([self.routes.adoption])
+        .chain([self.routes.adoption, self.held.values().map(|(at, _)| *at).min()])
         .flatten()
         .min()
     }
@@ -185,6 +198,11 @@ impl Router {
     /// What waits for `connection`: see [`Speaker::transmit`].
     pub fn transmit(&mut self, now: Instant, connection: ConnectionId, buffer: &mut BytesMut, room: usize) -> bool {
         self.speaker.transmit(now, connection, buffer, room)
+    }
+
+    fn forget(&mut self, id: ConnectionId) {
+        self.connections.remove(&id);
+        self.held.remove(&id);
     }
 
     fn tell(&mut self, event: Event) {
@@ -199,15 +217,24 @@ impl Router {
         self.reconsider |= due(self.gate.deadline());
         self.mirror.expire(now);
         self.on_life_timeout(now);
+        self.paced.retain(|_, at| *at > now);
+        let (due, held) = std::mem::take(&mut self.held).into_iter().partition(|(_, (at, _))| *at <= now);
+        self.held = held;
+        for (connection, (_, neighbor)) in BTreeMap::<_, _>::from(due) {
+            self.connect(now, &neighbor, connection);
+        }
     }
 
     fn on_intent(&mut self, now: Instant, intent: &Intent) {
         if self.intent.as_ref() == Some(intent) || self.life != Life::Running {
             return;
         }
-        self.intent = Some(intent.clone());
+        let before = self.intent.replace(intent.clone());
         if self.mirror.is_dumped() {
             self.configure(now);
+            if let Some(before) = before {
+                self.update_transports(now, &before);
+            }
         }
     }
 
@@ -231,10 +258,31 @@ impl Router {
         self.speaker.handle(now, BgpInput::SetNeighbors(&neighbors));
         self.sessions.retain(|id, _| intent.neighbors.contains_key(id));
         self.set_bfd(now, &intent);
-        self.outputs.push_back(Output::SetBfd(intent.bfd.clone()));
+        self.supervise();
         self.listen();
         self.replan();
         self.reconsider = true;
+    }
+
+    /// What the speaker does not see: a password changes on the living connections, anything else starts the session anew.
+    fn update_transports(&mut self, now: Instant, before: &Intent) {
+        let Some(intent) = &self.intent else { return };
+        let mut moved = Vec::new();
+        for (id, neighbor) in &intent.neighbors {
+            let Some(old) = before.neighbors.get(id).map(|old| &old.transport) else { continue };
+            let new = &neighbor.transport;
+            let place = |t: &Transport| (t.address, t.interface.clone(), t.source, t.ttl, t.min_ttl);
+            if place(old) != place(new) {
+                moved.push(id.clone());
+            } else if old.key != new.key {
+                let open = self.connections.iter().filter(|(_, connection)| connection.neighbor == *id);
+                let rekey = open.map(|(connection, _)| Output::Rekey(*connection, new.address, new.key.clone()));
+                self.outputs.extend(rekey);
+            }
+        }
+        for id in moved {
+            self.speaker.handle(now, BgpInput::Reset(&id, "its address or interface changed"));
+        }
     }
 
     fn on_lb(&mut self, lb: &Lb) {
@@ -282,6 +330,18 @@ impl Router {
         self.speaker.handle(now, BgpInput::SetBfd(&states));
     }
 
+    /// BFD sessions on links that carry packets: one that stayed Up over a loss of carrier would end the next BGP session.
+    fn supervise(&mut self) {
+        let Some(intent) = &self.intent else { return };
+        let is_live = |id: &SessionId| id.interface.as_ref().is_none_or(|name| self.links.live(name).is_ok());
+        let wanted: BTreeMap<_, _> =
+            intent.bfd.iter().filter(|(id, _)| is_live(id)).map(|(id, config)| (id.clone(), config.clone())).collect();
+        if wanted != self.supervised {
+            self.supervised.clone_from(&wanted);
+            self.outputs.push_back(Output::SetBfd(wanted));
+        }
+    }
+
     /// What BFD says of a path. Administratively down, at either end, says nothing (RFC 5882 section 3.2).
     fn bfd_state(&self, session: &SessionId) -> BfdState {
         match self.bfd.get(session) {
@@ -310,6 +370,7 @@ impl Router {
             self.configure(now);
         } else if before != self.links && self.configured {
             self.close_dead(now, &before);
+            self.supervise();
             self.listen();
             self.replan();
             self.reconsider = true;
@@ -394,11 +455,15 @@ impl Router {
             let reason = CloseReason::Other("the neighbour is gone".into());
             return self.speaker.handle(now, BgpInput::Closed(connection, reason));
         };
+        if let Some(&at) = self.paced.get(id).filter(|at| **at > now) {
+            self.held.insert(connection, (at, id.clone()));
+            return;
+        }
         if let Err(why) = self.reachable(&transport) {
             return self.speaker.handle(now, BgpInput::Closed(connection, CloseReason::Other(why.into())));
         }
         let (interface, local) = (transport.interface.clone(), transport.source);
-        self.connections.insert(connection, Connection { interface, local });
+        self.connections.insert(connection, Connection { neighbor: id.clone(), interface, local });
         self.outputs.push_back(Output::Connect(connection, transport));
     }
 
@@ -463,11 +528,11 @@ impl Router {
                 }
                 BgpOutput::Ready(id) => self.outputs.push_back(Output::Ready(id)),
                 BgpOutput::Close(id) => {
-                    self.connections.remove(&id);
+                    self.forget(id);
                     self.outputs.push_back(Output::Close(id));
                 }
                 BgpOutput::RoutesChanged => self.routes.changed = true,
-                BgpOutput::Event(event) => self.on_event(event),
+                BgpOutput::Event(event) => self.on_event(now, event),
             }
         }
     }
@@ -475,17 +540,20 @@ impl Router {
     fn accept(&mut self, ticket: Ticket, id: ConnectionId) {
         let taken = self.tickets.remove(&ticket).and_then(|(neighbor, local)| {
             let transport = self.neighbor(&neighbor)?.transport.clone();
-            Some((local, transport))
+            Some((neighbor, local, transport))
         });
-        let Some((local, transport)) = taken else { return self.outputs.push_back(Output::Refuse(ticket)) };
+        let Some((neighbor, local, transport)) = taken else { return self.outputs.push_back(Output::Refuse(ticket)) };
         let interface = transport.interface.clone();
-        self.connections.insert(id, Connection { interface, local: Some(local) });
+        self.connections.insert(id, Connection { neighbor, interface, local: Some(local) });
         self.outputs.push_back(Output::Accept(ticket, id, caller(&transport)));
     }
 
-    fn on_event(&mut self, event: martlet_bgp::Event) {
+    fn on_event(&mut self, now: Instant, event: martlet_bgp::Event) {
         match &event {
-            martlet_bgp::Event::State { neighbor, to, .. } => {
+            martlet_bgp::Event::State { neighbor, from, to } => {
+                if *from == NeighborState::Established {
+                    self.paced.insert(neighbor.clone(), now + PACE);
+                }
                 let session = self.sessions.entry(neighbor.clone()).or_default();
                 session.state = *to;
                 if *to != NeighborState::Established {

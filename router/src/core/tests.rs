@@ -344,3 +344,54 @@ fn repeating_a_value_does_nothing() {
     stage.dump(0);
     assert_eq!((stage.outputs.len(), stage.events.len()), (outputs, events));
 }
+
+fn connects(stage: &Stage) -> Vec<ConnectionId> {
+    let connect = |output: &Output| if let Output::Connect(id, _) = output { Some(*id) } else { None };
+    stage.outputs.iter().filter_map(connect).collect()
+}
+
+fn with_password(password: &str) -> Protocol {
+    let password = view::Password { source: "s".into(), key: "k".into(), secret: Some(password.as_bytes().into()) };
+    Protocol::Bgp(Box::new(Bgp { password: Some(password), ..Bgp::default() }))
+}
+
+#[test]
+fn a_password_is_rolled_on_the_living_connection_and_a_new_address_starts_anew() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("old"))], &[])));
+    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
+    stage.handle(1, Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.handle(2, Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("new"))], &[])));
+    let key = crate::intent::Key(b"new".as_slice().into());
+    assert!(stage.outputs.contains(&Output::Rekey(id, "10.0.0.2".parse().unwrap(), Some(key))));
+    assert!(!stage.outputs.contains(&Output::Close(id)));
+    stage.handle(3, Input::Intent(&intent(&[("gw", "10.0.0.3", with_password("new"))], &[])));
+    assert!(stage.outputs.contains(&Output::Close(id)));
+}
+
+#[test]
+fn a_gateway_off_the_link_is_not_tried_and_says_why() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.9.0.2", bgp())], &[])));
+    stage.handle(1_000, Input::Timeout);
+    assert!(connects(&stage).is_empty());
+    let error = stage.router.status(at(1_000)).peers["gw"].last_error.clone().unwrap_or_default();
+    assert!(error.contains("10.9.0.2 is in no network of interface eth0"), "{error}");
+}
+
+#[test]
+fn a_link_that_loses_its_carrier_takes_connections_and_bfd_along_at_once() {
+    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
+    stage.handle(1, Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.links.insert(7, link(false));
+    stage.dump(10);
+    assert!(stage.outputs.contains(&Output::Close(id)));
+    assert_eq!(stage.outputs.iter().rfind(|o| matches!(o, Output::SetBfd(_))), Some(&Output::SetBfd(BTreeMap::new())));
+    stage.links.insert(7, link(true));
+    stage.dump(20);
+    stage.handle(1_000, Input::Timeout);
+    assert!(connects(&stage).len() > 1, "and is tried again");
+}

@@ -22,7 +22,7 @@ use martlet_router::driver::{
     Accepted, Asker, Bfd, Clock, Connecting, Driver, Kernel, Net, News, Readiness, Signal, Source, World,
 };
 use martlet_router::gate::Lb;
-use martlet_router::intent::{Identity, Settings, Transport};
+use martlet_router::intent::{Identity, Key, Settings, Transport};
 use martlet_router::wires::close_reason;
 use tokio::sync::{Notify, mpsc, watch};
 use turmoil::net::{TcpListener, TcpStream};
@@ -87,6 +87,8 @@ impl Net for SimNet {
     }
 
     fn set_up(&mut self, _stream: &TcpStream, _caller: &Caller) {}
+
+    fn rekey(&mut self, _stream: &TcpStream, _address: IpAddr, _key: Option<&Key>) {}
 }
 
 /// No BFD here.
