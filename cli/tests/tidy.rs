@@ -19,7 +19,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("cli", &["api", "bgp", "lb", "netlink", "router"]),
     ("clock", &[]),
     ("controller", &["api", "netlink"]),
-    ("lab", &["api", "bfd", "bgp", "clock", "lb", "netlink", "router"]),
+    ("lab", &["api", "bfd", "bgp", "clock", "controller", "lb", "netlink", "router"]),
     ("lb", &["api", "clock", "netlink"]),
     ("netlink", &[]),
     ("router", &["api", "bfd", "bgp", "clock", "netlink"]),

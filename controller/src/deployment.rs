@@ -1,4 +1,4 @@
-//! The Deployment of the load-balancer pods of a Gateway, and its PodDisruptionBudget.
+//! The Deployment of the load-balancer pods of a Gateway, and its `PodDisruptionBudget`.
 //!
 //! Pure: made of the Gateway's infrastructure, the settings of the controller and the operator's template, and of nothing else.
 //! A change of a VIP, a route, a Service or a `GatewayRouter` cannot reach the template of the pods, so it rolls none.
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::gateway::LONGEST_NAME;
 
-/// The key in the ConfigMap of an operator that holds the template.
+/// The key in the `ConfigMap` of an operator that holds the template.
 pub const TEMPLATE_KEY: &str = "deployment";
 /// Says of what text a Deployment was made: what differs is applied again.
 pub const MADE_OF: &str = "meridio-experiment/made-of";
@@ -46,7 +46,7 @@ pub const MORE_SYSCTLS: [(&str, &str); 2] =
 /// How the sysctls of the pods are set; most of them are unsafe for a kubelet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sysctls {
-    /// By the `tuning` plugin of this NetworkAttachmentDefinition, attached as the interface `tuning0`.
+    /// By the `tuning` plugin of this `NetworkAttachmentDefinition`, attached as the interface `tuning0`.
     Attachment(String),
     /// By `securityContext.sysctls`: the kubelet must allow them.
     Pod,
@@ -65,7 +65,7 @@ pub struct Settings {
     pub sysctls: Sysctls,
     /// How long a pod forwards on after its end was asked for, seconds.
     pub drain_s: u32,
-    /// The pods' ServiceAccount; `None`: the default of the namespace.
+    /// The pods' `ServiceAccount`; `None`: the default of the namespace.
     pub service_account: Option<String>,
     /// Whether the pods have readiness gates: only if the controller has the right to set them.
     pub gates: bool,
@@ -176,7 +176,8 @@ fn metadata(gateway: &Gateway, name: &str) -> Value {
             "name": name,
             "uid": gateway.metadata.uid,
             "controller": true,
-            "blockOwnerDeletion": true,
+            // True would need the right to update the finalizers of Gateways.
+            "blockOwnerDeletion": false,
         }],
     })
 }

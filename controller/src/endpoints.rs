@@ -288,7 +288,8 @@ fn metadata(service: &Service, gateway: &str, name: String, existing: Option<&Ob
         name: service.name_any(),
         uid: service.metadata.uid.clone().unwrap_or_default(),
         controller: Some(true),
-        block_owner_deletion: Some(true),
+        // True would need the right to update the finalizers of Services.
+        block_owner_deletion: Some(false),
     };
     ObjectMeta {
         name: Some(name),

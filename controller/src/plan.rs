@@ -25,50 +25,29 @@ use crate::networks::{Networks, STATUS};
 use crate::notes::{self, Note};
 use crate::routers::gateway_router_status;
 use crate::routes::l34route_status;
-use crate::world::{GatewayExtra, World};
-
-/// A kind of object that we write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
-    /// Of the Gateway API.
-    Gateway,
-    /// Of the Gateway API, without a namespace.
-    GatewayClass,
-    /// Ours.
-    L34Route,
-    /// Ours.
-    GatewayRouter,
-    /// Of apps.
-    Deployment,
-    /// Of policy.
-    Budget,
-    /// Of discovery.
-    Slice,
-    /// Of the core group.
-    Pod,
-}
+use crate::world::{GatewayExtra, Kind, World};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Make an object that must not exist.
-    Create(Target, String, Value),
+    Create(Kind, String, Value),
     /// Apply our fields of an object.
-    Apply(Target, String, Value),
+    Apply(Kind, String, Value),
     /// Apply our fields of the status of an object.
-    Status(Target, String, Value),
+    Status(Kind, String, Value),
     /// Remove the object of this name and uid.
-    Delete(Target, String, String),
+    Delete(Kind, String, String),
 }
 
 impl Action {
     /// What it is done to.
-    pub fn of(&self) -> (Target, &str) {
+    pub fn of(&self) -> (Kind, &str) {
         match self {
-            Self::Create(target, name, _)
-            | Self::Apply(target, name, _)
-            | Self::Status(target, name, _)
-            | Self::Delete(target, name, _) => (*target, name),
+            Self::Create(kind, name, _)
+            | Self::Apply(kind, name, _)
+            | Self::Status(kind, name, _)
+            | Self::Delete(kind, name, _) => (*kind, name),
         }
     }
 }
@@ -99,9 +78,9 @@ pub fn plan(world: &World, settings: &Settings, per_slice: usize, now: &Time) ->
     tell_routes_and_routers(world, &told, &wanted, now, &mut plan);
     tell_classes(world, now, &mut plan);
     plan.actions.sort_by_key(|action| match action.of().0 {
-        Target::Slice => 0,
-        Target::Pod => 1,
-        Target::Deployment | Target::Budget => 2,
+        Kind::Slice => 0,
+        Kind::Pod => 1,
+        Kind::Deployment | Kind::Budget => 2,
         _ => 3,
     });
     plan
@@ -155,7 +134,7 @@ fn of_gateway(
     let status = gateway_status(&known, &extra.status, now);
     if status != extra.status {
         plan.notes.extend(notes::of_conditions(gateway, &extra.status.conditions, &status.conditions));
-        plan.actions.push(status_of(Target::Gateway, gateway, &status));
+        plan.actions.push(status_of(Kind::Gateway, gateway, &status));
     }
 }
 
@@ -190,10 +169,10 @@ fn of_services(
             endpoint_slices(object, &view.gateway.name, pods, networks, &existing, per_slice);
         for (name, slice) in slices {
             match world.objects.slices.get(&world.name(&name)) {
-                None => plan.actions.push(Action::Create(Target::Slice, name.clone(), slice_body(&slice, None))),
+                None => plan.actions.push(Action::Create(Kind::Slice, name.clone(), slice_body(&slice, None))),
                 Some(old) if **old != slice => {
                     plan.actions.push(Action::Apply(
-                        Target::Slice,
+                        Kind::Slice,
                         name.clone(),
                         slice_body(&slice, Some(&old.metadata)),
                     ));
@@ -266,11 +245,11 @@ fn of_deployment(
     match made {
         Err(fault) => return (deployed, Some(fault)),
         Ok(made) => match existing {
-            None => plan.actions.push(Action::Create(Target::Deployment, name.clone(), made)),
+            None => plan.actions.push(Action::Create(Kind::Deployment, name.clone(), made)),
             Some(existing) => {
                 let existing = serde_json::to_value(&**existing).unwrap_or_default();
                 if !holds(&existing, &made) {
-                    plan.actions.push(Action::Apply(Target::Deployment, name.clone(), made));
+                    plan.actions.push(Action::Apply(Kind::Deployment, name.clone(), made));
                 }
             }
         },
@@ -278,10 +257,10 @@ fn of_deployment(
     if world.rights.budgets {
         let made = budget(gateway);
         match world.budgets.get(&name) {
-            None => plan.actions.push(Action::Create(Target::Budget, name, made)),
+            None => plan.actions.push(Action::Create(Kind::Budget, name, made)),
             Some(existing) if is_controlled(&existing.metadata, gateway) => {
                 if !holds(&serde_json::to_value(&**existing).unwrap_or_default(), &made) {
-                    plan.actions.push(Action::Apply(Target::Budget, name, made));
+                    plan.actions.push(Action::Apply(Kind::Budget, name, made));
                 }
             }
             Some(_) => {}
@@ -401,17 +380,17 @@ fn gates(world: &World, view: &View, pod: &Pod, now: &Time) -> Option<Action> {
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "uid": pod.metadata.uid},
         "status": {"conditions": said},
     });
-    changed.then(|| Action::Status(Target::Pod, name, body))
+    changed.then_some(Action::Status(Kind::Pod, name, body))
 }
 
 /// Slices of Services that are not (or no longer) of a Gateway of ours, and Deployments of Gateways that are no longer ours.
 fn remove_what_is_not_wanted(world: &World, wanted: &Wanted, plan: &mut Plan) {
-    let delete = |target, metadata: &ObjectMeta| {
-        Action::Delete(target, metadata.name.clone().unwrap_or_default(), metadata.uid.clone().unwrap_or_default())
+    let delete = |kind, metadata: &ObjectMeta| {
+        Action::Delete(kind, metadata.name.clone().unwrap_or_default(), metadata.uid.clone().unwrap_or_default())
     };
     for slice in our_slices(world) {
         if !wanted.slices.contains(&slice.name_any()) && slice.metadata.deletion_timestamp.is_none() {
-            plan.actions.push(delete(Target::Slice, &slice.metadata));
+            plan.actions.push(delete(Kind::Slice, &slice.metadata));
         }
     }
     // What a Gateway of the past owns, the garbage collector removes; here: the Gateway is there, of another class.
@@ -424,12 +403,12 @@ fn remove_what_is_not_wanted(world: &World, wanted: &Wanted, plan: &mut Plan) {
     };
     for (name, deployment) in &world.deployments {
         if !wanted.deployments.contains(name) && left(&deployment.metadata) {
-            plan.actions.push(delete(Target::Deployment, &deployment.metadata));
+            plan.actions.push(delete(Kind::Deployment, &deployment.metadata));
         }
     }
     for (name, budget) in world.budgets.iter().filter(|_| world.rights.budgets) {
         if !wanted.budgets.contains(name) && left(&budget.metadata) {
-            plan.actions.push(delete(Target::Budget, &budget.metadata));
+            plan.actions.push(delete(Kind::Budget, &budget.metadata));
         }
     }
 }
@@ -450,7 +429,7 @@ fn tell_routes_and_routers(world: &World, told: &BTreeSet<Condition>, wanted: &W
                     status.parents.iter().flat_map(|parent| parent.conditions.clone()).collect()
                 };
                 plan.notes.extend(notes::of_conditions(&**route, &told(&old), &told(&status)));
-                plan.actions.push(status_of(Target::L34Route, &**route, &status));
+                plan.actions.push(status_of(Kind::L34Route, &**route, &status));
             }
         }
     }
@@ -459,16 +438,16 @@ fn tell_routes_and_routers(world: &World, told: &BTreeSet<Condition>, wanted: &W
             let found = found("GatewayRouter", name);
             let gateway = router.labels().get(GATEWAY_LABEL);
             let states = world.states.values().map(AsRef::as_ref).filter(|state| Some(&state.spec.gateway) == gateway);
-            let mut status = gateway_router_status(router, &found, states, now);
+            let mut told = gateway_router_status(router, &found, states, now);
             if found.is_empty() {
                 // It belongs to a Gateway of someone else's class.
-                status = GatewayRouterStatus::default();
+                told = GatewayRouterStatus::default();
             }
             let mut old = router.status.clone().unwrap_or_default();
             sort(&mut old.conditions);
-            if status != old {
-                plan.notes.extend(notes::of_conditions(&**router, &old.conditions, &status.conditions));
-                plan.actions.push(status_of(Target::GatewayRouter, &**router, &status));
+            if told != old {
+                plan.notes.extend(notes::of_conditions(&**router, &old.conditions, &told.conditions));
+                plan.actions.push(status_of(Kind::GatewayRouter, &**router, &told));
             }
         }
     }
@@ -489,12 +468,12 @@ fn tell_classes(world: &World, now: &Time, plan: &mut Plan) {
         let say = [Say::new(accept::ACCEPTED, true, accept::ACCEPTED, "")];
         let conditions = conditions(old, &say, class.metadata.generation, now);
         if *old != conditions {
-            plan.actions.push(status_of(Target::GatewayClass, &**class, &json!({"conditions": conditions})));
+            plan.actions.push(status_of(Kind::GatewayClass, &**class, &json!({"conditions": conditions})));
         }
     }
 }
 
-fn status_of<K: Resource<DynamicType = ()>>(target: Target, object: &K, status: &impl serde::Serialize) -> Action {
+fn status_of<K: Resource<DynamicType = ()>>(kind: Kind, object: &K, status: &impl serde::Serialize) -> Action {
     let name = object.name_any();
     // The uid: an object of the same name that came in between must not be told what is not true of it.
     let body = json!({
@@ -502,7 +481,7 @@ fn status_of<K: Resource<DynamicType = ()>>(target: Target, object: &K, status: 
         "metadata": {"name": name, "namespace": object.namespace(), "uid": object.uid()},
         "status": status,
     });
-    Action::Status(target, name, body)
+    Action::Status(kind, name, body)
 }
 
 /// A reference to an object, for an Event.

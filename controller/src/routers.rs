@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
-use martlet_api::accept::{ACCEPTED, RESOLVED_REFS};
+use martlet_api::accept::ACCEPTED;
 use martlet_api::crd::{GatewayRouter, GatewayRouterStatus, PodSession, RouterState};
 use martlet_api::view::Condition;
 
@@ -26,12 +26,9 @@ pub fn gateway_router_status<'a>(
             Some((state.spec.pod.as_str(), session))
         })
         .collect();
-    let mut say: Vec<_> = [ACCEPTED, RESOLVED_REFS]
-        .into_iter()
-        .filter_map(|condition| {
-            found.iter().find(|found| &*found.condition == condition).map(|found| Say::of(condition, found))
-        })
-        .collect();
+    // Whether its Secrets are there, only the pods know: the controller may not read them.
+    let mut say: Vec<_> =
+        found.iter().filter(|found| &*found.condition == ACCEPTED).map(|found| Say::of(ACCEPTED, found)).collect();
     let all = sessions.len();
     let up = sessions.values().filter(|session| session.up).count();
     let accepted = say.iter().any(|say| say.condition == ACCEPTED && say.status == Some(true));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use martlet_controller::deployment::Settings;
-use martlet_controller::plan::{Action, Plan, Target, plan};
-use martlet_controller::world::{GatewayExtra, Rights, World};
+use martlet_controller::plan::{Action, Plan, plan};
+use martlet_controller::world::{Kind, Rights, World};
 use serde_json::{Value, json};
 
 const CLASS: &str = "meridio-experiment/stateless-load-balancer";
@@ -49,24 +49,8 @@ impl Server {
         if object["metadata"]["uid"].is_null() {
             object["metadata"]["uid"] = json!(format!("{kind}-{name}"));
         }
-        let key = self.world.name(&name);
-        let objects = &mut self.world.objects;
-        match kind.as_str() {
-            "Gateway" => {
-                self.world.gateways.insert(key.clone(), GatewayExtra::read(&object));
-                objects.gateways.insert(key, of(object));
-            }
-            "L34Route" => drop(objects.routes.insert(key, of(object))),
-            "GatewayRouter" => drop(objects.routers.insert(key, of(object))),
-            "Service" => drop(objects.services.insert(key, of(object))),
-            "EndpointSlice" => drop(objects.slices.insert(key, of(object))),
-            "Pod" => drop(self.world.pods.insert(name, of(object))),
-            "Deployment" => drop(self.world.deployments.insert(name, of(object))),
-            "PodDisruptionBudget" => drop(self.world.budgets.insert(name, of(object))),
-            "ConfigMap" => drop(self.world.config_maps.insert(name, of(object))),
-            "RouterState" => drop(self.world.states.insert(name, of(object))),
-            other => panic!("{other}"),
-        }
+        let kind = Kind::ALL.into_iter().find(|known| known.name() == kind).expect("a kind that is read");
+        self.world.put(kind, &object);
     }
 
     fn gateway(&mut self, name: &str, infrastructure: Value) {
@@ -176,9 +160,7 @@ impl Server {
                 }
                 self.put(object);
             }
-            Action::Delete(Target::Slice, name, _) => drop(self.world.objects.slices.remove(&self.world.name(&name))),
-            Action::Delete(Target::Deployment, name, _) => drop(self.world.deployments.remove(&name)),
-            Action::Delete(_, name, _) => drop(self.world.budgets.remove(&name)),
+            Action::Delete(kind, name, _) => self.world.gone(kind, "ns", &name),
         }
     }
 
@@ -226,10 +208,6 @@ impl Server {
     }
 }
 
-fn of<K: serde::de::DeserializeOwned>(object: Value) -> Arc<K> {
-    Arc::new(serde_json::from_value(object).unwrap())
-}
-
 fn json(object: &impl serde::Serialize) -> Value {
     serde_json::to_value(object).unwrap()
 }
@@ -273,11 +251,11 @@ fn no_change_of_routes_services_or_routers_touches_the_deployment() {
     server.pod(2);
     server.settle();
     assert!(!server.done.is_empty());
-    assert!(server.done.iter().all(|action| action.of().0 != Target::Deployment), "{:?}", server.done);
+    assert!(server.done.iter().all(|action| action.of().0 != Kind::Deployment), "{:?}", server.done);
     // But a change of the infrastructure does.
     server.gateway("sllb-a", json!({"labels": {"tenant": "blue"}}));
     server.settle();
-    assert!(server.done.iter().any(|action| action.of() == (Target::Deployment, "sllbr-sllb-a")));
+    assert!(server.done.iter().any(|action| action.of() == (Kind::Deployment, "sllbr-sllb-a")));
 }
 
 #[test]
@@ -306,7 +284,7 @@ fn a_foreign_deployment_is_not_taken_over() {
                          "spec": {"selector": {"matchLabels": {"app": "x"}}, "template": {"metadata": {}, "spec": {"containers": []}}}});
     server.put(foreign);
     server.settle();
-    assert!(server.done.iter().all(|action| action.of().0 != Target::Deployment));
+    assert!(server.done.iter().all(|action| action.of().0 != Kind::Deployment));
     let message = server.expect("Gateway", "sllb-a", "Programmed", "False", "Conflict");
     assert!(message.contains("sllbr-sllb-a"), "{message}");
     server.expect("Gateway", "sllb-a", "Accepted", "True", "Accepted");
@@ -321,7 +299,7 @@ fn a_broken_or_unknown_template_is_told_and_rolls_nothing() {
         server.gateway("sllb-a", with(kind));
         server.settle();
         server.expect("Gateway", "sllb-a", "Accepted", "False", "InvalidParameters");
-        assert!(server.done.iter().all(|action| action.of().0 != Target::Deployment));
+        assert!(server.done.iter().all(|action| action.of().0 != Kind::Deployment));
     }
     assert!(server.reasons.contains(&"ConfigRejected"));
     let map = |text: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "template"}, "data": {"deployment": text}});
@@ -448,7 +426,7 @@ fn without_the_extra_rights_what_the_seed_asks_still_works() {
     server.router("gateway-a-v4", "169.254.100.150");
     server.settle();
     let written: std::collections::BTreeSet<_> = server.done.iter().map(|action| action.of().0).collect();
-    assert_eq!(written, [Target::Gateway, Target::Deployment, Target::Slice].into());
+    assert_eq!(written, [Kind::Gateway, Kind::Deployment, Kind::Slice].into());
 }
 
 #[test]

@@ -11,7 +11,10 @@ use martlet_lab::cluster::Cluster;
 use martlet_lab::{End, Lab};
 
 mod cluster_suite {
+    pub mod controller;
     pub mod crds;
+    pub mod faults;
+    pub mod play;
 }
 
 /// A test: its name is a sentence.
@@ -23,7 +26,26 @@ macro_rules! tests {
     };
 }
 
-const TESTS: &[Test] = tests![crds::the_examples_apply_unmodified, crds::each_rule_accepts_and_refuses,];
+const TESTS: &[Test] = tests![
+    crds::the_examples_apply_unmodified,
+    crds::each_rule_accepts_and_refuses,
+    controller::the_seed_becomes_a_deployment_slices_and_status,
+    controller::endpoints_follow_the_pods,
+    controller::capacity_is_told_on_gateway_route_and_by_an_event,
+    controller::nothing_but_infrastructure_rolls_the_pods,
+    controller::a_template_overrides_and_a_broken_one_is_told,
+    controller::foreign_objects_and_other_tenants_are_untouched,
+    controller::forty_vips_are_cut_to_sixteen_addresses,
+    controller::a_class_of_ours_is_accepted_and_one_of_others_decides,
+    controller::sessions_are_gathered_into_columns_gates_and_events,
+    faults::under_base_alone_what_the_seed_asks_works_and_each_missing_right_is_a_line,
+    faults::of_two_controllers_one_acts_and_the_other_takes_over,
+    faults::two_controllers_that_both_act_settle,
+    faults::revoked_rights_are_noticed_and_mended,
+    faults::what_others_delete_or_change_comes_back,
+    faults::the_api_server_dies_and_comes_back_after_a_compaction,
+    faults::a_thousand_routes_and_pods_are_followed_quickly,
+];
 
 fn main() -> ExitCode {
     let filters: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
@@ -59,6 +81,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 }
 
 fn suite(lab: &Lab, wanted: &[&Test]) -> Result<usize> {
+    tracing_subscriber::fmt().with_writer(|| cluster_suite::play::Log).with_ansi(false).init();
     let start = Instant::now();
     let mut cluster = Cluster::start(lab)?;
     println!("cluster: ready after {:.1} s", start.elapsed().as_secs_f32());
@@ -72,6 +95,7 @@ fn suite(lab: &Lab, wanted: &[&Test]) -> Result<usize> {
             Err(error) => {
                 failures += 1;
                 println!("test {name} ... FAILED ({took:.1} s)\n    {error:#}");
+                println!("    the log:\n{}", cluster_suite::play::logged());
             }
         }
     }

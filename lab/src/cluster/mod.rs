@@ -8,6 +8,8 @@ pub mod agent;
 pub mod objects;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace as KubeNamespace;
 use kube::{Api, Client, Config};
+use serde_json::Value;
 
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -97,7 +100,7 @@ impl<'lab> Cluster<'lab> {
         let server = start_server(lab, &namespace, &programs, &dir)?;
         let cluster = Self { lab, namespace, programs, dir, etcd, server, manager: None };
         fs::write(cluster.kubeconfig(), cluster.kubeconfig_of(ADMIN))?;
-        cluster.inside(|cluster| async move { cluster.ready().await?.install().await })?;
+        cluster.inside(async |cluster| cluster.ready().await?.install().await)?;
         Ok(cluster)
     }
 
@@ -123,15 +126,16 @@ impl<'lab> Cluster<'lab> {
     ///
     /// # Errors
     /// What `work` returns, or the namespace cannot be entered.
-    pub fn inside<'a, T, F>(&'a self, work: impl FnOnce(&'a Self) -> F + Send) -> Result<T>
-    where
-        T: Send,
-        F: Future<Output = Result<T>>,
-    {
-        self.namespace.inside(|| {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            runtime.block_on(work(self))
-        })?
+    pub fn inside<T: Send>(&self, work: impl AsyncFnOnce(&Self) -> Result<T> + Send) -> Result<T> {
+        self.namespace.inside(|| runtime()?.block_on(work(self)))?
+    }
+
+    /// As [`Self::inside`], for work that kills and restarts the server.
+    ///
+    /// # Errors
+    /// What `work` returns, or the namespace cannot be entered.
+    pub fn inside_mut<T: Send>(&mut self, work: impl AsyncFnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
+        self.namespace.clone().inside(|| runtime()?.block_on(work(self)))?
     }
 
     /// The network namespace in which it listens on 127.0.0.1.
@@ -217,6 +221,34 @@ impl<'lab> Cluster<'lab> {
         Ok(())
     }
 
+    /// Lets etcd forget the past: who asks for a version of it is told 410 Gone. To be called while the server is down, so that
+    /// nothing is written in between.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn compact(&self) -> Result<()> {
+        let revision: Value = serde_json::from_str(&self.ask_etcd("range", r#"{"key":"AA=="}"#)?)?;
+        let revision = revision["header"]["revision"].as_str().context("etcd tells no revision")?.to_owned();
+        self.ask_etcd("compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#)).map(drop)
+    }
+
+    /// One request to the JSON gateway of etcd.
+    fn ask_etcd(&self, what: &str, body: &str) -> Result<String> {
+        self.namespace.inside(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", ETCD_PORT))?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            let length = body.len();
+            write!(stream, "POST /v3/kv/{what} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            let (head, body) = answer.split_once("\r\n\r\n").context("etcd: no answer")?;
+            if !head.starts_with("HTTP/1.0 200") && !head.starts_with("HTTP/1.1 200") {
+                bail!("etcd: {what}: {answer}");
+            }
+            Ok(body.to_owned())
+        })?
+    }
+
     /// Waits until the API server answers; to be used inside.
     ///
     /// # Errors
@@ -277,6 +309,10 @@ fn start_server(lab: &Lab, namespace: &Namespace, programs: &Programs, dir: &Pat
         .args(["--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount"])
         .args(["--allow-privileged", "--endpoint-reconciler-type=none", "--profiling=false"]);
     lab.spawn("kube-apiserver", Some(namespace), command)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
 fn run(command: &mut Command) -> Result<()> {

@@ -25,7 +25,7 @@ struct Case {
 }
 
 pub fn the_examples_apply_unmodified(cluster: &mut Cluster<'_>) -> Result<()> {
-    cluster.inside(|cluster| async {
+    cluster.inside(async |cluster| {
         let namespace = cluster.tenant("examples").await?;
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
         let client = cluster.client()?;
@@ -54,7 +54,7 @@ fn with(object: &Value, at: &str, value: &Value) -> Result<Value> {
 
 pub fn each_rule_accepts_and_refuses(cluster: &mut Cluster<'_>) -> Result<()> {
     let rules: Rules = serde_saphyr::from_str(include_str!("rules.yaml"))?;
-    cluster.inside(|cluster| async move {
+    cluster.inside(async |cluster| {
         let namespace = cluster.tenant("rules").await?;
         let client = cluster.client()?;
         let mut faults = Vec::new();

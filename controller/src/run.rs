@@ -1,0 +1,270 @@
+//! The controller as a process: watches, the election, and the loop around the plan.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::act::{act, rights, tell};
+use crate::deployment::Settings;
+use crate::endpoints::PER_SLICE;
+use crate::health::{self, Health};
+use crate::lease::{Times, elect};
+use crate::notes::Note;
+use crate::plan::plan;
+use crate::watch::{Change, watch as watch_kind};
+use crate::world::{Kind, Rights, World};
+
+/// Changes that come together are answered together.
+const TOGETHER: Duration = Duration::from_millis(10);
+/// After a failure all is planned again, not sooner than this ..
+const RETRY: Duration = Duration::from_millis(500);
+/// .. and, if it goes on, not later.
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// How often we ask whether our rights have changed.
+const ASK_RIGHTS: Duration = Duration::from_mins(1);
+/// Changes on their way to the loop.
+const CHANGES: usize = 1024;
+
+/// How the controller runs.
+#[derive(Clone)]
+pub struct Options {
+    /// The client; `None`: from the cluster or the kubeconfig.
+    pub client: Option<Client>,
+    /// The only namespace that is looked at.
+    pub namespace: String,
+    /// Unique among the replicas: the pod's name.
+    pub identity: String,
+    /// What the pods get.
+    pub settings: Settings,
+    /// Endpoints in one slice.
+    pub per_slice: usize,
+    /// Times of the election.
+    pub lease: Times,
+    /// Where `grpc.health.v1` listens; `None`: nowhere.
+    pub health: Option<SocketAddr>,
+    /// It ends when this turns true, or its other end is gone.
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Options {
+    /// The usual ones.
+    pub fn new(namespace: &str, identity: &str, stop: watch::Receiver<bool>) -> Self {
+        Self {
+            client: None,
+            namespace: namespace.to_owned(),
+            identity: identity.to_owned(),
+            settings: Settings::default(),
+            per_slice: PER_SLICE,
+            lease: Times::default(),
+            health: None,
+            stop,
+        }
+    }
+}
+
+/// Runs until it is told to stop.
+///
+/// # Errors
+/// There is no way to an API server, or the port for health is taken. A server that does not answer is no error.
+pub async fn run(mut options: Options) -> Result<()> {
+    let client = match options.client.take() {
+        Some(client) => client,
+        None => Client::try_default().await.context("no cluster: neither a ServiceAccount nor a kubeconfig")?,
+    };
+    let health = Health::default();
+    let mut tasks = JoinSet::new();
+    if let Some(address) = options.health {
+        health::serve(address, health.clone(), &mut tasks)
+            .await
+            .with_context(|| format!("serve health on {address}"))?;
+    }
+    let mut stop = options.stop.clone();
+    while !*stop.borrow() {
+        let known = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            known = rights(&client, &options.namespace) => known,
+        };
+        match known {
+            Ok(rights) => with_rights(&client, &options, rights, &health).await,
+            Err(error) => {
+                health.ready(false);
+                tracing::warn!(%error, "the API server does not say what we may do");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+    health.ready(false);
+    Ok(())
+}
+
+/// Returns when it turns true, or its other end is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
+}
+
+/// Runs until it is told to stop, or the rights are others.
+async fn with_rights(client: &Client, options: &Options, rights: Rights, health: &Health) {
+    let mut tasks = JoinSet::new();
+    let (sender, changes) = mpsc::channel(CHANGES);
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_read(&rights)) {
+        tasks.spawn(watch_kind(client.clone(), kind, options.namespace.clone(), sender.clone()));
+    }
+    let (leads, leading) = watch::channel(!rights.leases);
+    let election = if rights.leases {
+        let (client, namespace, me) = (client.clone(), options.namespace.clone(), options.identity.clone());
+        tokio::spawn(elect(client, namespace, me, options.lease, leads))
+    } else {
+        tokio::spawn(async move { leads.closed().await })
+    };
+    let reporter = Reporter { controller: "martlet-controller".to_owned(), instance: Some(options.identity.clone()) };
+    let mut settings = options.settings.clone();
+    settings.gates &= rights.gates && rights.states;
+    let mut reconciler = Reconciler {
+        client: client.clone(),
+        recorder: Recorder::new(client.clone(), reporter),
+        world: World::new(&options.namespace, rights),
+        settings,
+        per_slice: options.per_slice,
+        synced: BTreeSet::new(),
+        broken: BTreeSet::new(),
+        notes: Vec::new(),
+        retry: RETRY,
+    };
+    reconciler.run(changes, leading, options.stop.clone(), health).await;
+    // The election gives up the Lease when nobody listens any more.
+    let _ = election.await;
+}
+
+/// The loop: changes in, plan, act.
+struct Reconciler {
+    client: Client,
+    recorder: Recorder,
+    world: World,
+    settings: Settings,
+    per_slice: usize,
+    synced: BTreeSet<Kind>,
+    broken: BTreeSet<Kind>,
+    notes: Vec<Note>,
+    retry: Duration,
+}
+
+impl Reconciler {
+    async fn run(
+        &mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut leading: watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
+        health: &Health,
+    ) {
+        let mut ask_rights = tokio::time::interval_at(tokio::time::Instant::now() + ASK_RIGHTS, ASK_RIGHTS);
+        // When to plan: `None`, nothing has changed.
+        let mut due: Option<Instant> = None;
+        loop {
+            let at = due.unwrap_or_else(|| Instant::now() + RETRY_MOST);
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                Ok(()) = leading.changed() => {
+                    let leads = *leading.borrow_and_update();
+                    tracing::info!(leads, "leadership");
+                    due = Some(Instant::now());
+                }
+                () = tokio::time::sleep_until(at.into()), if due.is_some() => {
+                    due = None;
+                    if *leading.borrow() && self.all_synced() {
+                        due = self.reconcile().await;
+                    }
+                }
+                Some(change) = changes.recv() => {
+                    if self.learn(change) {
+                        due.get_or_insert_with(|| Instant::now() + TOGETHER);
+                    }
+                    health.ready(self.all_synced() && self.broken.is_empty());
+                }
+                _ = ask_rights.tick() => {
+                    match rights(&self.client, &self.world.namespace).await {
+                        Ok(rights) if rights != self.world.rights => return,
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn all_synced(&self) -> bool {
+        self.world.objects.synced
+    }
+
+    /// Takes a change. Returns whether the world is another.
+    fn learn(&mut self, change: Change) -> bool {
+        let notes = match change {
+            Change::Put(kind, object) => {
+                self.broken.remove(&kind);
+                self.world.put(kind, &object)
+            }
+            Change::Gone(kind, namespace, name) => {
+                self.broken.remove(&kind);
+                self.world.gone(kind, &namespace, &name);
+                Vec::new()
+            }
+            Change::Whole(kind, objects) => {
+                self.broken.remove(&kind);
+                tracing::debug!(kind = kind.name(), objects = objects.len(), "read");
+                // What is read first is no news.
+                let notes = self.world.whole(kind, &objects);
+                let first = self.synced.insert(kind);
+                self.world.objects.synced =
+                    Kind::ALL.into_iter().all(|kind| !kind.is_read(&self.world.rights) || self.synced.contains(&kind));
+                if first { Vec::new() } else { notes }
+            }
+            Change::Broken(kind, error) => {
+                if self.broken.insert(kind) {
+                    tracing::warn!(kind = kind.name(), error, "watch broke; what is known stays in use");
+                }
+                return false;
+            }
+        };
+        self.notes.extend(notes);
+        true
+    }
+
+    /// Plans and acts once. Returns when to plan again, if something failed.
+    async fn reconcile(&mut self) -> Option<Instant> {
+        // Whole seconds: what the server would cut off would look like a change.
+        let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH));
+        let planned = plan(&self.world, &self.settings, self.per_slice, &now);
+        for action in &planned.actions {
+            let (kind, name) = action.of();
+            tracing::debug!(kind = kind.name(), name, "act");
+        }
+        let done = act(&self.client, &self.world.namespace, planned.actions).await;
+        for change in done.changes {
+            self.learn(change);
+        }
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.extend(planned.notes);
+        if self.world.rights.events && !notes.is_empty() {
+            let recorder = self.recorder.clone();
+            tokio::spawn(async move { tell(&recorder, notes).await });
+        }
+        if done.failures.is_empty() {
+            self.retry = RETRY;
+            return None;
+        }
+        for failure in &done.failures {
+            tracing::warn!(failure, "will be tried again");
+        }
+        let again = Instant::now() + self.retry;
+        self.retry = (self.retry * 2).min(RETRY_MOST);
+        Some(again)
+    }
+}

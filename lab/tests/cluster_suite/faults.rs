@@ -1,0 +1,234 @@
+//! The controller when something fails: rights, leaders, the API server, etcd.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use kube::ResourceExt as _;
+use martlet_lab::cluster::Cluster;
+use serde_json::{Value, json};
+
+use super::play::{self, CLASS, Roles, Tenant, logged};
+
+pub fn under_base_alone_what_the_seed_asks_works_and_each_missing_right_is_a_line(
+    cluster: &mut Cluster<'_>,
+) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "base", Roles::Base).await?;
+        // Another test may have bound it; it has no namespace.
+        martlet_lab::cluster::objects::delete(&tenant.admin, "", &play::classes_binding()).await?;
+        tenant.seed().await?;
+        tenant.put(play::router("gateway-a-v4", "169.254.100.150")).await?;
+        tenant.pod("target-1", "169.111.100.11", true).await?;
+        logged();
+        let controller = tenant.controller("one")?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        let deployment = tenant.expect("Deployment", "sllbr-sllb-a", "it is there", |_| true).await?;
+        ensure!(deployment["spec"]["template"]["spec"]["readinessGates"].is_null(), "gates that nobody opens");
+        tenant.condition("Gateway", "sllb-a", "Accepted", "True", "Accepted").await?;
+        tenant.expect_quiet().await?;
+        let log = logged();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("without this right")).collect();
+        ensure!(lines.len() == 9, "{} lines: {log}", lines.len());
+        for right in [
+            "l34routes/status",
+            "gatewayrouters",
+            "routerstates",
+            "pods/status",
+            "configmaps",
+            "poddisruptionbudgets",
+            "gatewayclasses",
+            "events",
+            "leases",
+        ] {
+            ensure!(lines.iter().filter(|line| line.contains(right)).count() >= 1, "no line for {right}: {log}");
+        }
+        ensure!(!log.contains("Forbidden") && !log.contains("forbidden"), "it tries what it may not: {log}");
+        controller.stop().await
+    })
+}
+
+pub fn of_two_controllers_one_acts_and_the_other_takes_over(cluster: &mut Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "leaders", Roles::All).await?;
+        tenant.seed().await?;
+        let one = tenant.controller("one")?;
+        let holder = |name: &'static str| move |lease: &Value| lease["spec"]["holderIdentity"] == name;
+        tenant.expect("Lease", "martlet-controller", "one leads", holder("one")).await?;
+        let two = tenant.controller("two")?;
+        tenant.pod("target-1", "169.111.100.11", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        tenant.expect_quiet().await?;
+        ensure!(tenant.get("Lease", "martlet-controller").await?["spec"]["holderIdentity"] == "one", "one still leads");
+        // In good order: at once.
+        one.stop().await?;
+        tenant.expect("Lease", "martlet-controller", "two leads", holder("two")).await?;
+        tenant.pod("target-2", "169.111.100.12", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true), ("169.111.100.12", "1", true)]).await?;
+        // By death: after the Lease has run out.
+        let three = tenant.controller("three")?;
+        two.kill();
+        tenant.expect("Lease", "martlet-controller", "three leads", holder("three")).await?;
+        tenant.pod_ready("target-2", false).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true), ("169.111.100.12", "1", false)]).await?;
+        three.stop().await
+    })
+}
+
+pub fn two_controllers_that_both_act_settle(cluster: &mut Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        // Without the right to hold Leases both believe to be alone.
+        let tenant = Tenant::new(cluster, "fight", Roles::Base).await?;
+        tenant.seed().await?;
+        let (one, two) = (tenant.controller("one")?, tenant.controller("two")?);
+        for n in 1..=8 {
+            tenant.pod(&format!("target-{n}"), &format!("169.111.100.1{n}"), true).await?;
+        }
+        let all: Vec<_> = (1..=8).map(|n| format!("169.111.100.1{n}")).collect();
+        martlet_lab::cluster::objects::wait_for(
+            "eight endpoints with identifiers of their own",
+            play::LIMIT,
+            async || {
+                let found = tenant.endpoints().await?;
+                let addresses: Vec<_> = found.iter().map(|(address, ..)| address.clone()).collect();
+                let identifiers: std::collections::BTreeSet<_> =
+                    found.iter().map(|(_, identifier, _)| identifier.clone()).collect();
+                Ok((addresses == all && identifiers.len() == 8).then_some(()))
+            },
+        )
+        .await?;
+        tenant.expect_quiet().await?;
+        one.stop().await?;
+        two.stop().await
+    })
+}
+
+pub fn revoked_rights_are_noticed_and_mended(cluster: &mut Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "revoked", Roles::All).await?;
+        tenant.seed().await?;
+        let controller = tenant.controller("one")?;
+        tenant.pod("target-1", "169.111.100.11", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        tenant.cluster.kubectl(&["delete", "rolebinding", "martlet-controller-base", "-n", &tenant.namespace])?;
+        tenant.pod("target-2", "169.111.100.12", true).await?;
+        tokio::time::sleep(play::QUIET).await;
+        ensure!(tenant.endpoints().await?.len() == 1, "it writes without the right");
+        tenant.bind("martlet-controller-base").await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true), ("169.111.100.12", "1", true)]).await?;
+        controller.stop().await
+    })
+}
+
+pub fn what_others_delete_or_change_comes_back(cluster: &mut Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "deleted", Roles::All).await?;
+        tenant.seed().await?;
+        let controller = tenant.controller("one")?;
+        tenant.pod("target-1", "169.111.100.11", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        let before = tenant.get("Deployment", "sllbr-sllb-a").await?["metadata"]["uid"].clone();
+        tenant.cluster.kubectl(&["delete", "deployment", "sllbr-sllb-a", "-n", &tenant.namespace])?;
+        tenant.cluster.kubectl(&["delete", "pdb", "sllbr-sllb-a", "-n", &tenant.namespace])?;
+        tenant.cluster.kubectl(&["delete", "endpointslices", "--all", "-n", &tenant.namespace])?;
+        tenant.expect("Deployment", "sllbr-sllb-a", "it is back", |d| d["metadata"]["uid"] != before).await?;
+        tenant.expect("PodDisruptionBudget", "sllbr-sllb-a", "it is back", |_| true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        tenant.cluster.kubectl(&["set", "image", "deployment/sllbr-sllb-a", "router=evil", "-n", &tenant.namespace])?;
+        tenant
+            .expect("Deployment", "sllbr-sllb-a", "its image", |d| {
+                d["spec"]["template"]["spec"]["containers"][0]["image"] != "evil"
+            })
+            .await?;
+        // In every order: the Service, the route, the Gateway.
+        tenant.delete("Service", "v1", "service-a").await?;
+        tenant.condition("L34Route", "vip-a", "ResolvedRefs", "False", "BackendNotFound").await?;
+        tenant.delete("Gateway", "gateway.networking.k8s.io/v1", "sllb-a").await?;
+        tenant.condition("L34Route", "vip-a", "Accepted", "False", "NoMatchingParent").await?;
+        tenant.expect_quiet().await?;
+        tenant.seed().await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        tenant.condition("Gateway", "sllb-a", "Accepted", "True", "Accepted").await?;
+        controller.stop().await
+    })
+}
+
+pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &mut Cluster<'_>) -> Result<()> {
+    // The controller runs on, in a process of its own would be more honest; here its runtime outlives the server.
+    cluster.inside_mut(async |cluster| {
+        let tenant_namespace = {
+            let tenant = Tenant::new(cluster, "outage", Roles::All).await?;
+            tenant.seed().await?;
+            tenant.pod("target-1", "169.111.100.11", true).await?;
+            tenant.namespace
+        };
+        let controller =
+            Tenant { cluster, admin: cluster.client()?, namespace: tenant_namespace.clone() }.controller("one")?;
+        let before = {
+            let tenant = Tenant { cluster, admin: cluster.client()?, namespace: tenant_namespace.clone() };
+            tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+            tenant.expect_quiet().await?;
+            tenant.versions().await?
+        };
+        cluster.kill_server()?;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        // All versions that the watches know are forgotten: they are told 410 Gone, and must read all again.
+        cluster.compact()?;
+        cluster.restart_server()?;
+        cluster.ready().await?;
+        let tenant = Tenant { cluster, admin: cluster.client()?, namespace: tenant_namespace };
+        let back = Instant::now();
+        tenant.pod("target-2", "169.111.100.12", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true), ("169.111.100.12", "1", true)]).await?;
+        println!("    the controller follows {:.1} s after the server is back", back.elapsed().as_secs_f32());
+        tenant.expect_quiet().await?;
+        let after = tenant.versions().await?;
+        let kept = |kind: &str| {
+            let of =
+                |all: &[(String, String, String)]| all.iter().filter(|(k, ..)| k == kind).cloned().collect::<Vec<_>>();
+            of(&before) == of(&after)
+        };
+        ensure!(
+            kept("Deployment") && kept("L34Route") && kept("PodDisruptionBudget"),
+            "written for nothing: {before:?} {after:?}"
+        );
+        controller.stop().await
+    })
+}
+
+pub fn a_thousand_routes_and_pods_are_followed_quickly(cluster: &mut Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "many", Roles::All).await?;
+        tenant.put(play::gateway("sllb-a", CLASS)).await?;
+        let mut service = play::service("service-a", "sllb-a");
+        service["metadata"]["annotations"] = json!({"meridio-experiment/service-max-endpoints": "1000"});
+        tenant.put(service).await?;
+        for n in 0..60 {
+            tenant.put(play::route(&format!("vip-{n}"), "service-a", &[&format!("20.0.1.{n}/32")])).await?;
+        }
+        let controller = tenant.controller("one")?;
+        for n in 0..120 {
+            tenant.pod(&format!("target-{n}"), &format!("169.111.100.{n}"), true).await?;
+        }
+        martlet_lab::cluster::objects::wait_for("120 endpoints", play::LIMIT, async || {
+            Ok((tenant.endpoints().await?.len() == 120).then_some(()))
+        })
+        .await?;
+        let slices = tenant.slices().await?;
+        let sizes: Vec<_> = slices.iter().map(|slice| slice.endpoints.len()).collect();
+        ensure!(sizes == [100, 20], "{sizes:?}");
+        let versions = |all: &[k8s_openapi::api::discovery::v1::EndpointSlice]| -> Vec<_> {
+            all.iter().map(|slice| slice.resource_version()).collect()
+        };
+        let before = versions(&slices);
+        let start = Instant::now();
+        tenant.pod_ready("target-119", false).await?;
+        martlet_lab::cluster::objects::wait_for("one endpoint less", play::LIMIT, async || {
+            Ok(tenant.endpoints().await?.iter().any(|(.., ready)| !ready).then_some(()))
+        })
+        .await?;
+        println!("    readiness of a pod is in its slice after {} ms", start.elapsed().as_millis());
+        let after = versions(&tenant.slices().await?);
+        ensure!(before[0] == after[0] && before[1] != after[1], "one slice changes: {before:?} {after:?}");
+        controller.stop().await
+    })
+}
