@@ -1,4 +1,5 @@
 //! The Deployment of a Gateway: what it is made of, what an operator may change, and what changes nothing.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use k8s_openapi::api::apps::v1::Deployment;
 use martlet_api::crd::Gateway;

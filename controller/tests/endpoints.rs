@@ -1,4 +1,5 @@
 //! The slices of a Service, as plays of Pods that come, change and go.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
 //! The plan, as plays on a world: a toy server does what the plan says, until nothing is left to do.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,8 +36,8 @@ impl Server {
     /// The seed's example with one pod.
     fn seed() -> Self {
         let mut server = Self::new();
-        server.gateway("sllb-a", json!({}));
-        server.service("service-a", json!({}));
+        server.gateway("sllb-a", &json!({}));
+        server.service("service-a", &json!({}));
         server.route("vip-a", "sllb-a", "service-a", &["20.0.0.1/32"]);
         server.pod(1);
         server
@@ -53,7 +54,7 @@ impl Server {
         self.world.put(kind, &object);
     }
 
-    fn gateway(&mut self, name: &str, infrastructure: Value) {
+    fn gateway(&mut self, name: &str, infrastructure: &Value) {
         let mut all = json!({"annotations": {"meridio-experiment/networks": r#"[{"name":"nad","interface":"net1"}]"#,
                                              "meridio-experiment/network-subnets": r#"["10.0.0.0/24"]"#}});
         all.as_object_mut().unwrap().extend(infrastructure.as_object().unwrap().clone());
@@ -62,7 +63,7 @@ impl Server {
                                  "listeners": [{"name": "all", "port": 4000, "protocol": "TCP"}]}}));
     }
 
-    fn service(&mut self, name: &str, annotations: Value) {
+    fn service(&mut self, name: &str, annotations: &Value) {
         self.put(json!({"apiVersion": "v1", "kind": "Service",
                         "metadata": {"name": name, "annotations": annotations,
                                      "labels": {"service.kubernetes.io/service-proxy-name": "sllb-a"}},
@@ -246,14 +247,14 @@ fn no_change_of_routes_services_or_routers_touches_the_deployment() {
     let mut server = Server::seed();
     server.settle();
     server.route("vip-b", "sllb-a", "service-a", &["20.0.0.2/32", "2000::1/128"]);
-    server.service("service-b", json!({}));
+    server.service("service-b", &json!({}));
     server.router("gateway-a-v4", "169.254.100.150");
     server.pod(2);
     server.settle();
     assert!(!server.done.is_empty());
     assert!(server.done.iter().all(|action| action.of().0 != Kind::Deployment), "{:?}", server.done);
     // But a change of the infrastructure does.
-    server.gateway("sllb-a", json!({"labels": {"tenant": "blue"}}));
+    server.gateway("sllb-a", &json!({"labels": {"tenant": "blue"}}));
     server.settle();
     assert!(server.done.iter().any(|action| action.of() == (Kind::Deployment, "sllbr-sllb-a")));
 }
@@ -296,7 +297,7 @@ fn a_broken_or_unknown_template_is_told_and_rolls_nothing() {
     server.settle();
     let with = |kind: &str| json!({"parametersRef": {"group": "", "kind": kind, "name": "template"}});
     for kind in ["Secret", "ConfigMap"] {
-        server.gateway("sllb-a", with(kind));
+        server.gateway("sllb-a", &with(kind));
         server.settle();
         server.expect("Gateway", "sllb-a", "Accepted", "False", "InvalidParameters");
         assert!(server.done.iter().all(|action| action.of().0 != Kind::Deployment));
@@ -346,7 +347,7 @@ fn routes_say_why_they_do_not_work() {
     server.route("a-lost", "nowhere", "service-a", &["20.0.0.9/32"]);
     server.route("unknown-service", "sllb-a", "nothing", &["20.0.0.8/32"]);
     server.route("vip-b-loses", "sllb-a", "service-b", &["20.0.0.1/32"]);
-    server.service("service-b", json!({"meridio-experiment/service-max-endpoints": "1"}));
+    server.service("service-b", &json!({"meridio-experiment/service-max-endpoints": "1"}));
     server.route("vip-c", "sllb-a", "service-b", &["20.0.0.7/32"]);
     server.pod(2);
     server.settle();
@@ -370,7 +371,7 @@ fn broken_annotations_are_told_on_the_gateway() {
         ),
     ] {
         let mut server = Server::seed();
-        server.gateway("sllb-a", json!({"annotations": annotations}));
+        server.gateway("sllb-a", &json!({"annotations": annotations}));
         server.settle();
         server.expect("Gateway", "sllb-a", "NetworksResolved", "False", reason);
     }
@@ -433,7 +434,7 @@ fn without_the_extra_rights_what_the_seed_asks_still_works() {
 fn a_name_that_is_no_label_is_refused() {
     let name = "a".repeat(64);
     let mut server = Server::new();
-    server.gateway(&name, json!({}));
+    server.gateway(&name, &json!({}));
     server.settle();
     server.expect("Gateway", &name, "Accepted", "False", "Invalid");
     assert!(server.world.deployments.is_empty());
