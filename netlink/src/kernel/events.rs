@@ -93,6 +93,11 @@ impl Hints {
         }
     }
 
+    /// Drops whatever waits.
+    pub(super) fn forget(&self) {
+        *self.pending() = Pending::default();
+    }
+
     fn put(&self, change: impl FnOnce(&mut Pending)) {
         change(&mut self.pending());
         self.notify.notify_one();

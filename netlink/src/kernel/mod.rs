@@ -86,16 +86,16 @@ impl Kernel {
         Ok((Self { owner, wire: Arc::clone(&wire), dump, handle, connection }, Events::new(wire)))
     }
 
-    /// All links with their addresses, and the owner's routes and rules. What changes meanwhile by another's hand is
-    /// a hint of [`Events`] as well.
+    /// All links with their addresses, and the owner's routes and rules. Hints of what happened before are dropped, the
+    /// snapshot shows it; what others change meanwhile is a hint of [`Events`] as well.
     ///
     /// # Errors
     /// [`Error::Io`] when the kernel cannot be asked.
     pub async fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        self.wire.forget();
         let links = self.links().await?;
         let mut objects = self.rules().await?;
         let mut foreign = BTreeSet::new();
-        self.wire.forget_foreign();
         for family in Family::ALL {
             let routes = self.dump.routes(family, |route| match decode::route(&self.owner, route) {
                 Seen::Ours(object) => drop(objects.insert(object)),
@@ -198,8 +198,9 @@ impl Kernel {
         let replies = match self.wire.exchange(requests) {
             Ok(replies) => replies,
             Err(error) => {
-                let refused = |change: &Change| Error::Unsupported(format!("{}: {error}", what(change)));
-                failed.extend(steps.iter().map(|(change, _)| ((*change).clone(), refused(change))));
+                // None of them is known to be done.
+                let lost = |change| Error::io(what(change))(std::io::Error::other(error.to_string()));
+                failed.extend(steps.into_iter().map(|(change, _)| (change.clone(), lost(change))));
                 return Vec::new();
             }
         };

@@ -266,9 +266,11 @@ impl Wire {
         }
     }
 
-    /// Forgets where others have routes, and what they did so far: a dump begins that will show it.
-    pub(super) fn forget_foreign(&self) {
+    /// Forgets where others have routes and what they did so far: a dump begins that will show it.
+    pub(super) fn forget(&self) {
+        self.catch_up();
         self.state().foreign.clear();
+        self.hints.forget();
     }
 
     /// Others have routes there.

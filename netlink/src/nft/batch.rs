@@ -202,7 +202,7 @@ impl Batch {
             let attributes = vec![
                 RuleAttribute::Table(self.table.clone()),
                 RuleAttribute::Chain(chain.to_owned()),
-                RuleAttribute::Expressions(rule.0.iter().map(expression::element).collect()),
+                RuleAttribute::Expressions(expression::elements(&rule.0)),
             ];
             let what = format!("rule {number} of chain {chain} of ");
             self.add(&what, NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND);

@@ -168,6 +168,7 @@ impl Connection {
     /// Sends a batch and returns the replies, each with the index of its message. The kernel works while we send, so
     /// that all replies wait when the call is over.
     fn exchange(&mut self, octets: &[u8], first: u32) -> io::Result<Vec<(usize, Reply)>> {
+        let count = usize::try_from(self.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
         let mut replies = Vec::new();
         self.socket.send(octets, 0)?;
         let mut buffer = Vec::new();
@@ -182,7 +183,9 @@ impl Connection {
             for message in datagram::messages(&buffer) {
                 let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(message) else { continue };
                 let index = usize::try_from(message.header.sequence_number.wrapping_sub(first)).unwrap_or(usize::MAX);
-                if let NetlinkPayload::Error(error) = message.payload {
+                if let NetlinkPayload::Error(error) = message.payload
+                    && index < count
+                {
                     replies.push((index, Reply::of(&error)));
                 }
             }

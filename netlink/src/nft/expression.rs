@@ -21,8 +21,24 @@ const QUEUE_FANOUT: u16 = 2;
 /// The revision of the `NFQUEUE` target that knows number, total and flags.
 const TARGET_REVISION: u32 = 3;
 
+/// Where a transparent proxy finds its port.
+const PORT: Register = Register(0);
+
+/// The attributes of the expressions of a rule.
+pub(super) fn elements(expressions: &[Expression]) -> Vec<Element> {
+    let mut elements = Vec::with_capacity(expressions.len());
+    for expression in expressions {
+        if let Expression::Tproxy { port, .. } = expression {
+            // The kernel wants it in a register.
+            elements.push(immediate(register(PORT), DataAttribute::Value(port.to_be_bytes().to_vec())));
+        }
+        elements.push(element(expression));
+    }
+    elements
+}
+
 /// The attributes of `expression`.
-pub(super) fn element(expression: &Expression) -> Element {
+fn element(expression: &Expression) -> Element {
     match expression {
         Expression::Meta { key, to } => {
             Expressions::Meta(vec![Meta::Key(meta_key(*key)), Meta::DestinationRegister(register(*to))]).into()
@@ -86,8 +102,8 @@ pub(super) fn element(expression: &Expression) -> Element {
         Expression::Goto(chain) => {
             verdict(vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(chain.clone())])
         }
-        Expression::Tproxy { family, port } => {
-            other("tproxy", vec![number(1, protocol_family(*family)), number(3, register(*port))])
+        Expression::Tproxy { family, .. } => {
+            other("tproxy", vec![number(1, protocol_family(*family)), number(3, register(PORT))])
         }
     }
 }

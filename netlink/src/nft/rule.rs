@@ -160,8 +160,8 @@ pub enum Expression {
     Tproxy {
         /// Its family.
         family: Family,
-        /// The port, in network order.
-        port: Register,
+        /// Its port. (It goes through register 0.)
+        port: u16,
     },
 }
 
@@ -311,9 +311,7 @@ impl Rule {
     /// A rule that never matches, but whose presence in a table makes the kernel put the fragments of `family` together
     /// before any hook after priority -400, without connection tracking: a transparent proxy needs whole datagrams.
     pub fn defragment(family: Family) -> Self {
-        let port = Expression::Immediate { to: SCRATCH, value: 1u16.to_be_bytes().to_vec() };
-        let never = Self::new().family(family).input("no such link").protocol(6);
-        never.then(port).then(Expression::Tproxy { family, port: SCRATCH })
+        Self::new().family(family).input("no such link").protocol(6).then(Expression::Tproxy { family, port: 1 })
     }
 
     fn meta(self, key: MetaKey, value: Vec<u8>) -> Self {

@@ -74,6 +74,23 @@ fn our_own_changes_make_no_hint_and_a_deletion_by_another_does() {
 }
 
 #[test]
+fn what_a_snapshot_shows_is_no_hint_any_more() {
+    in_namespace(async || {
+        let (a, _) = two_links();
+        let (mut kernel, mut events) = Kernel::open(owner()).unwrap();
+        let (first, second) = (
+            route("10.1.0.0/16", unicast([via("192.0.2.2", a)])),
+            route("10.2.0.0/16", unicast([via("192.0.2.2", a)])),
+        );
+        make(&mut kernel, &set([first.clone(), second.clone()])).await;
+        ip("route del 10.1.0.0/16 table 4096");
+        assert_eq!(objects(&mut kernel).await, set([second.clone()]));
+        ip("route del 10.2.0.0/16 table 4096");
+        assert_eq!(next_objects(&mut events).await.removed, set([second]));
+    });
+}
+
+#[test]
 fn a_route_of_another_in_our_table_is_a_hint_without_objects() {
     in_namespace(async || {
         let (a, _) = two_links();
