@@ -140,6 +140,16 @@ mod tests {
     }
 
     #[test]
+    fn an_echo_of_long_ago_counts_for_nothing() {
+        let mut dice = Dice::new(1);
+        let mut echo = Echo::new(NonZeroU32::MIN, 7);
+        echo.run(at(0), Some(Duration::from_millis(50)), 3);
+        let packets: Vec<_> = (0..300).filter_map(|turn| echo.due(at(turn * 50), &mut dice)).collect();
+        assert!(!echo.received(at(15_000), &packets[packets.len() - 256], 3));
+        assert!(echo.received(at(15_000), &packets[packets.len() - 255], 3));
+    }
+
+    #[test]
     fn a_forged_echo_counts_for_nothing() {
         let mut echo = Echo::new(NonZeroU32::MIN, 7);
         echo.run(at(0), Some(Duration::from_millis(50)), 3);

@@ -134,14 +134,16 @@ mod tests {
 
     #[test]
     fn good_news_leaves_no_sooner_than_a_packet_may_be_overtaken() {
-        let mut schedule = Schedule::default();
-        send(&mut schedule, at(0), State::Down);
-        schedule.tell(at(20), State::Init);
-        schedule.owe_final(at(20));
-        assert_eq!(schedule.deadline(Permission::Periodic), Some(at(100)));
-        send(&mut schedule, at(100), State::Init);
-        schedule.tell(at(110), State::Up);
-        assert_eq!(schedule.deadline(Permission::Periodic), Some(at(110)));
+        for bad in [State::Down, State::AdminDown] {
+            let mut schedule = Schedule::default();
+            send(&mut schedule, at(0), bad);
+            schedule.tell(at(20), State::Init);
+            schedule.owe_final(at(20));
+            assert_eq!(schedule.deadline(Permission::Periodic), Some(at(100)));
+            send(&mut schedule, at(100), State::Init);
+            schedule.tell(at(110), State::Up);
+            assert_eq!(schedule.deadline(Permission::Periodic), Some(at(110)));
+        }
     }
 
     #[test]

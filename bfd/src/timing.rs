@@ -200,6 +200,7 @@ mod tests {
         timing.heard(at(1020), true);
         timing.heard(at(1030), false);
         timing.heard(at(1040), true);
+        timing.heard(at(1130), true);
         assert_eq!((timing.polls(), timing.desired_us()), (false, 300_000));
         timing.heard(at(1140), false);
         assert_eq!((timing.polls(), timing.desired_us(), timing.pace_us()), (true, 900_000, 300_000));

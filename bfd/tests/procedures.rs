@@ -9,7 +9,10 @@ use std::time::Duration;
 use common::alone::Alone;
 use common::packet::{ADMIN_DOWN, DOWN, INIT, POLL, UP, packet};
 use common::{Network, World, at, config, meta, ms};
-use martlet_bfd::{Change, Diagnostic, Discard, Input, Meta, Output, SessionConfig, SessionId, Sessions, State};
+use martlet_bfd::{
+    Auth, AuthKey, AuthKind, Change, Diagnostic, Discard, Input, Meta, Output, SessionConfig, SessionId, Sessions,
+    State,
+};
 
 #[test]
 fn a_session_that_is_not_up_sends_at_most_once_a_second_and_at_least_once_a_quarter_less() {
@@ -234,6 +237,36 @@ fn an_operator_s_admin_down_is_told_apart_from_a_failure() {
     let seen: Vec<&Change> = world.story.iter().filter(|(_, end, _)| *end == 0).map(|(.., change)| change).collect();
     assert_eq!(seen.len(), 1);
     assert_eq!((seen[0].to, seen[0].remote_state), (State::Down, State::AdminDown));
+}
+
+#[test]
+fn a_neighbour_that_restarts_is_noticed_at_once_and_comes_back() {
+    let mut world = World::of(5, Network::default(), [&config(50, 3), &config(50, 3)]);
+    world.run(at(10_000));
+    world.story.clear();
+    world.ends[1] = Sessions::new(77);
+    world.configure(1, &config(50, 3));
+    world.run(at(10_010));
+    let (_, end, change) = &world.story[0];
+    assert_eq!((*end, change.to, change.diagnostic), (0, State::Down, Diagnostic::NeighborSignaledDown));
+    world.run(at(13_000));
+    assert_eq!(world.states(), [State::Up; 2]);
+}
+
+#[test]
+fn a_neighbour_that_restarts_may_number_its_packets_anew_after_twice_the_detection_time() {
+    let keys = vec![AuthKey { id: 1, secret: b"secret".to_vec() }];
+    let auth = Some(Auth { kind: AuthKind::MeticulousKeyedSha1, keys });
+    let config = SessionConfig { auth, ..config(300, 5) };
+    let mut world = World::of(5, Network::default(), [&config, &config]);
+    world.run(at(10_000));
+    world.ends[1] = Sessions::new(77);
+    world.configure(1, &config);
+    world.run(at(12_900));
+    assert_eq!(world.status(0).state, State::Down, "its packets look like replayed ones");
+    assert!(world.ends[0].discarded().contains_key(&Discard::AuthSequence));
+    world.run(at(20_000));
+    assert_eq!(world.states(), [State::Up; 2]);
 }
 
 fn echoing() -> SessionConfig {
