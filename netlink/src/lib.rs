@@ -7,6 +7,7 @@ mod datagram;
 mod diff;
 mod display;
 mod error;
+mod filter;
 pub mod kernel;
 pub mod link;
 pub mod model;

@@ -10,14 +10,13 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-use socket2::{SockFilter, SockRef};
 use tokio::io::unix::AsyncFd;
 
 use super::decode::{self, Seen};
@@ -26,7 +25,7 @@ use super::events::{Event, Hints};
 use crate::datagram::{self, Reply};
 use crate::diff::Key;
 use crate::model::{Family, Owner};
-use crate::{Error, sys};
+use crate::{Error, filter, sys};
 
 /// What others may do that we want to hear of.
 const GROUPS: [u32; 7] = [
@@ -60,23 +59,6 @@ fn open(receive_octets: i32) -> io::Result<Socket> {
     socket.set_cap_ack(true)?;
     socket.set_ext_ack(true)?;
     Ok(socket)
-}
-
-/// Has the kernel drop hints of what this socket did itself; replies pass.
-fn drop_our_own(socket: &Socket) -> io::Result<()> {
-    let mut address = SocketAddr::new(0, 0);
-    socket.get_address(&mut address)?;
-    // The header (RFC 3549 section 2.3.2): length 4 octets, type 2, flags 2, sequence 4, port 4. BPF loads big endian.
-    let instruction = |code: u32, jt, jf, k| u16::try_from(code).map(|code| SockFilter::new(code, jt, jf, k));
-    let load_port = instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 12);
-    let load_type = instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 4);
-    let is = |value, yes, no| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, yes, no, value);
-    let verdict = |octets| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, octets);
-    let ours = is(address.port_number().to_be(), 0, 3);
-    let reply = is(NLMSG_ERROR.to_be().into(), 1, 0);
-    let program = [load_port, ours, load_type, reply, verdict(0), verdict(u32::MAX)];
-    let program: Vec<_> = program.into_iter().collect::<Result<_, _>>().map_err(io::Error::other)?;
-    SockRef::from(socket).attach_filter(&program)
 }
 
 /// The next datagram in `buffer`; `false`: none waits.
@@ -120,7 +102,7 @@ impl Wire {
         for group in GROUPS {
             socket.add_membership(group)?;
         }
-        drop_our_own(&socket)?;
+        filter::drop_messages_of(&socket, filter::port(&socket)?)?;
         let socket = sys::watch(socket)?;
         Ok(Arc::new(Self { owner, socket, state: Mutex::default(), hints: Hints::default() }))
     }

@@ -11,9 +11,9 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::batch::{Batch, Part};
-use super::{Chain, Queue, QueueForm, Rule, Table};
+use super::{Chain, Queue, QueueForm, Rule, Table, Watch};
 use crate::datagram::{self, Reply};
-use crate::{Error, sys};
+use crate::{Error, filter, sys};
 
 /// The largest datagram that the kernel sends.
 const DATAGRAM_MAX: usize = 65536;
@@ -101,6 +101,16 @@ impl Connection {
             Some(Reply { errno, detail }) => Err(Error::refused(failed, errno, detail)),
             None => Err(Error::io(failed)(ErrorKind::UnexpectedEof.into())),
         }
+    }
+
+    /// Watches what others do to a table: what this connection does makes no hint. Opens a socket in the network
+    /// namespace of the calling thread, which runs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened.
+    pub fn watch(&self, table: &str) -> Result<Watch, Error> {
+        let watch = filter::port(&self.socket).and_then(|ours| Watch::open(table, ours));
+        watch.map_err(Error::io("changes of nftables cannot be watched"))
     }
 
     /// Which form of a queue rule this kernel has, tried in a table that is gone before anyone sees it.

@@ -2,7 +2,8 @@
 //!
 //! A [`Table`] says what the kernel should hold; [`Connection::apply`] compares it with what was applied before and
 //! sends the difference, or replaces the whole table: either way packets see the old table or the new one, never
-//! something in between. `rule` holds the vocabulary, `batch` turns values into messages, `connection` sends them.
+//! something in between. [`Connection::watch`] tells when somebody else had a hand in it. `rule` holds the vocabulary,
+//! `batch` and `expression` turn values into messages, `connection` sends them.
 //! Tables are of the family `inet`, so one serves IPv4 and IPv6.
 //!
 //! ```no_run
@@ -42,6 +43,7 @@ mod batch;
 mod connection;
 mod expression;
 mod rule;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -50,6 +52,7 @@ use ipnet::IpNet;
 
 pub use connection::Connection;
 pub use rule::{Address, Base, Expression, MetaKey, Queue, QueueForm, Register, Rule, Slots};
+pub use watch::Watch;
 
 use crate::Family;
 

@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use martlet_netlink::Error;
 use martlet_netlink::Family::{self, Ipv4, Ipv6};
-use martlet_netlink::nft::{Address, Chain, Connection, Expression, Place, Queue, QueueForm, Rule, Set, Slots, Table};
+use martlet_netlink::nft::{
+    Address, Chain, Connection, Expression, Place, Queue, QueueForm, Rule, Set, Slots, Table, Watch,
+};
+
+use tokio::time::timeout;
 
 use crate::sys::{in_namespace, ip, run};
 
@@ -244,5 +248,29 @@ fn a_full_map_of_65537_slots_is_loaded_and_changed() {
         let elements: BTreeSet<_> = listing.split([',', '{', '}']).filter(|part| part.contains(" : 0x")).collect();
         assert_eq!(elements.len(), 65537);
         assert_eq!(elements.iter().filter(|element| element.trim().ends_with("0x000013ec")).count(), 101);
+    });
+}
+
+#[test]
+fn another_who_touches_our_table_is_seen_and_our_own_hand_is_not() {
+    in_namespace(async || {
+        let mut nft = Connection::open().unwrap();
+        let mut watch = nft.watch("test").unwrap();
+        let soon = async |watch: &mut Watch| timeout(Duration::from_secs(10), watch.changed()).await.expect("a hint");
+        let first = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
+        nft.apply(&first, None).unwrap();
+        run("nft", "flush ruleset");
+        soon(&mut watch).await;
+        nft.apply(&first, None).unwrap();
+        run("nft", "delete element inet test four { 20.0.0.1 }");
+        soon(&mut watch).await;
+        nft.apply(&first, None).unwrap();
+        nft.delete("test").unwrap();
+        // Nobody else touches ours: what others do to theirs is seen by another watch only.
+        run("nft", "add table inet other");
+        let mut other = nft.watch("other").unwrap();
+        run("nft", "add chain inet other c");
+        soon(&mut other).await;
+        assert!(timeout(Duration::from_millis(200), watch.changed()).await.is_err());
     });
 }
