@@ -210,3 +210,69 @@ pub async fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> io::Res
     };
     tokio::time::timeout(PATIENCE, talk).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::core::{Config, Event, Router};
+    use crate::driver::Look;
+    use crate::intent::Identity;
+
+    fn start(name: &str) -> (PathBuf, Ring) {
+        let path = std::env::temp_dir().join(format!("martlet-{name}-{}.sock", std::process::id()));
+        let (asker, mut questions) = Asker::new();
+        tokio::spawn(async move {
+            let mut router = Router::new(Config {
+                identity: Identity { router_id: None, name: "pod".into() },
+                external_interface: Arc::from("eth0"),
+                table: 4096,
+                adopt: Duration::ZERO,
+                drain: Duration::ZERO,
+                seed: 1,
+            });
+            while let Some(question) = questions.recv().await {
+                let now = martlet_clock::Instant::from_millis(1);
+                question(&mut Look { router: &mut router, now, source_reached: true });
+            }
+        });
+        let ring = Ring::default();
+        serve(&path, asker, ring.clone()).unwrap();
+        (path, ring)
+    }
+
+    #[tokio::test]
+    async fn every_request_has_its_answer() {
+        let (path, ring) = start("control");
+        ring.push(&Event::Repaired(3));
+        let Answer::Status(status) = ask(&path, &Request::Status).await.unwrap() else { panic!() };
+        assert_eq!(status.life, "Starting");
+        let Answer::Events(events) = ask(&path, &Request::Events(0)).await.unwrap() else { panic!() };
+        assert_eq!(events[0].kind, "kernel");
+        assert_eq!(ask::<Answer>(&path, &Request::Routes(10)).await.unwrap(), Answer::Routes(Vec::new()));
+        let Answer::Explain(chain) = ask(&path, &Request::Explain("20.0.0.1".parse().unwrap())).await.unwrap() else {
+            panic!()
+        };
+        assert!(!chain[0].holds);
+        let reset = Request::Reset("gw".into(), "maintenance".into());
+        let Answer::Error(error) = ask(&path, &reset).await.unwrap() else { panic!() };
+        assert!(error.contains("no BGP GatewayRouter gw"));
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_answered_and_a_living_socket_is_not_taken_over() {
+        let (path, ring) = start("nonsense");
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(b"{\"dance\":1}\n").await.unwrap();
+        let mut line = String::new();
+        BufReader::new(&mut stream).read_line(&mut line).await.unwrap();
+        assert!(line.starts_with("{\"error\":\"not understood"), "{line}");
+        let (asker, _questions) = Asker::new();
+        assert_eq!(serve(&path, asker, ring).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        std::fs::remove_file(&path).unwrap();
+    }
+}

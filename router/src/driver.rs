@@ -16,10 +16,11 @@ use martlet_bgp::{CloseReason, Ticket};
 use martlet_clock::Instant;
 use martlet_netlink::{Change, Object, Snapshot};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::core::{Caller, Event, Incoming, Input, Listeners, Output, Router};
 use crate::gate::Lb;
+use crate::health::Vital;
 use crate::intent::{Intent, Key, Settings, Transport};
 use crate::mirror::Failure;
 use crate::wires::{Happened, Wires};
@@ -174,7 +175,8 @@ impl Clock {
         self.base + self.origin.elapsed()
     }
 
-    async fn sleep_until(&self, deadline: Option<Instant>) {
+    /// Waits until `deadline`; for ever if there is none.
+    pub async fn sleep_until(&self, deadline: Option<Instant>) {
         match deadline {
             Some(at) => tokio::time::sleep_until(self.origin + at.since(self.base)).await,
             None => std::future::pending().await,
@@ -199,6 +201,8 @@ pub struct World<N, B, K, S, R> {
     pub signals: mpsc::Receiver<Signal>,
     /// What others want to know.
     pub questions: mpsc::Receiver<Question>,
+    /// What health is made of, told at every change.
+    pub vital: watch::Sender<Vital>,
     /// The time.
     pub clock: Clock,
 }
@@ -244,6 +248,7 @@ impl<N: Net, B: Bfd, K: Kernel, S: Source, R: Readiness> Driver<N, B, K, S, R> {
             if self.stopped && self.wires.is_empty() {
                 return;
             }
+            self.tell_vital();
             let deadline = self.router.deadline();
             let tired = turns >= BGP_TURNS;
             let world = &mut self.world;
@@ -285,6 +290,15 @@ impl<N: Net, B: Bfd, K: Kernel, S: Source, R: Readiness> Driver<N, B, K, S, R> {
             }
             turns = 0;
         }
+    }
+
+    fn tell_vital(&self) {
+        let now = Vital {
+            running: self.router.is_running(),
+            source_reached: self.world.source.is_reached(),
+            connectivity: self.router.connectivity(),
+        };
+        self.world.vital.send_if_modified(|last| std::mem::replace(last, now) != now);
     }
 
     fn on_wire(&mut self, happened: Happened<N::Stream>) {

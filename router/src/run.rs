@@ -7,17 +7,18 @@ use anyhow::{Context, Result, anyhow};
 use martlet_api::view::ObjectName;
 use martlet_netlink::{Kernel, diff};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::core::{Config, Event, Router};
 use crate::driver::{Asker, Clock, Driver, Signal, World};
+use crate::health::Vital;
 use crate::intent::Settings;
 use crate::net::KernelNet;
 use crate::readiness::LbClient;
 use crate::ring::Ring;
 use crate::watch::{BfdTask, KernelTask, ObjectsSource};
-use crate::{bfd_io, control, log, metrics, plan, sysctl};
+use crate::{bfd_io, control, health, log, metrics, plan, sysctl};
 
 pub use crate::options::Options;
 
@@ -37,7 +38,8 @@ pub async fn run(options: Options) -> Result<()> {
     watch_signals(&signals)?;
     let (asker, questions) = Asker::new();
     let ring = Ring::default();
-    serve(&options, &asker, &ring).await?;
+    let (vital, vitals) = watch::channel(Vital::default());
+    serve(&options, &asker, &ring, vitals).await?;
     let (objects, _source) = martlet_api::source::folder(options.config_dir.clone(), &options.namespace);
     let world = World {
         net: KernelNet::new(),
@@ -47,6 +49,7 @@ pub async fn run(options: Options) -> Result<()> {
         readiness: LbClient::new(&options.lb_socket).map_err(|error| anyhow!("NFE_LB_SOCKET: {error}"))?,
         signals: received,
         questions,
+        vital,
         clock: Clock::new(bfd_io::now()),
     };
     let router = Router::new(Config {
@@ -66,8 +69,8 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// The surfaces: control socket, metrics. A socket that cannot be had is said, and missed by nobody but its askers.
-async fn serve(options: &Options, asker: &Asker, ring: &Ring) -> Result<()> {
+/// The surfaces: control socket, metrics, health. A socket that cannot be had is said, and missed by nobody but its askers.
+async fn serve(options: &Options, asker: &Asker, ring: &Ring, vitals: watch::Receiver<Vital>) -> Result<()> {
     if let Some(path) = &options.control_socket
         && let Err(error) = control::serve(path, asker.clone(), ring.clone())
     {
@@ -75,6 +78,11 @@ async fn serve(options: &Options, asker: &Asker, ring: &Ring) -> Result<()> {
     }
     if let Some(address) = options.metrics {
         metrics::serve(address, asker.clone()).await.with_context(|| format!("cannot serve metrics on {address}"))?;
+    }
+    if let Some(address) = options.health
+        && let Err(error) = health::serve(address, vitals, options.health_needs_egress).await
+    {
+        warn!(kind = "health", %address, %error, "no health port: probes will fail");
     }
     Ok(())
 }

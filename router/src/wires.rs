@@ -14,15 +14,33 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use martlet_bgp::{CloseReason, ConnectionId};
+use martlet_clock::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::core::Router;
 use crate::driver::{Accepted, Clock, Connecting, Net};
 
 /// The most that is read, or written, of one neighbour in a turn, octets.
 const TURN: usize = 64 * 1024;
 /// How long a connection may take for its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A core that has something to send.
+pub trait Sender {
+    /// Appends what waits for `connection`, about `room` octets of it. True while more waits.
+    fn pull(&mut self, now: Instant, connection: ConnectionId, buffer: &mut BytesMut, room: usize) -> bool;
+}
+
+impl Sender for crate::core::Router {
+    fn pull(&mut self, now: Instant, connection: ConnectionId, buffer: &mut BytesMut, room: usize) -> bool {
+        self.transmit(now, connection, buffer, room)
+    }
+}
+
+impl Sender for martlet_bgp::Speaker {
+    fn pull(&mut self, now: Instant, connection: ConnectionId, buffer: &mut BytesMut, room: usize) -> bool {
+        self.transmit(now, connection, buffer, room)
+    }
+}
 
 /// What happened on a wire.
 #[derive(Debug)]
@@ -122,15 +140,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Wires<S> {
     }
 
     /// Waits until something happens. Safe to drop at any time.
-    pub async fn next<N: Net<Stream = S>>(&mut self, net: &mut N, router: &mut Router, clock: Clock) -> Happened<S> {
-        poll_fn(|cx| self.poll_next(cx, net, router, clock)).await
+    pub async fn next<N: Net<Stream = S>>(&mut self, net: &mut N, core: &mut impl Sender, clock: Clock) -> Happened<S> {
+        poll_fn(|cx| self.poll_next(cx, net, core, clock)).await
     }
 
     fn poll_next<N: Net<Stream = S>>(
         &mut self,
         cx: &mut Context<'_>,
         net: &mut N,
-        router: &mut Router,
+        core: &mut impl Sender,
         clock: Clock,
     ) -> Poll<Happened<S>> {
         self.closing.retain_mut(|closing| closing.poll(cx).is_pending());
@@ -138,7 +156,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Wires<S> {
         let mut sent = false;
         let mut broken = None;
         for (id, wire) in &mut self.open {
-            match wire.poll_send(cx, |out| router.transmit(clock.now(), *id, out, TURN)) {
+            match wire.poll_send(cx, |out| core.pull(clock.now(), *id, out, TURN)) {
                 Ok(some) => sent |= some,
                 Err(error) => broken = Some((*id, close_reason(&error))),
             }

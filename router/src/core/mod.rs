@@ -200,6 +200,16 @@ impl Router {
         self.speaker.transmit(now, connection, buffer, room)
     }
 
+    /// Whether an Intent is in force and the end has not begun.
+    pub fn is_running(&self) -> bool {
+        self.configured && self.life == Life::Running
+    }
+
+    /// Which family has a gateway router that is Up.
+    pub const fn connectivity(&self) -> Families {
+        self.connectivity
+    }
+
     fn forget(&mut self, id: ConnectionId) {
         self.connections.remove(&id);
         self.held.remove(&id);

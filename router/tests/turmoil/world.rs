@@ -307,6 +307,7 @@ impl Sim {
                     readiness: SimLb(lb),
                     signals,
                     questions,
+                    vital: watch::Sender::default(),
                     clock: Clock::new(Instant::ORIGIN),
                 };
                 let driver = Driver::new(router(name, seed), settings(name), world, move |now, event| {

@@ -1,0 +1,119 @@
+//! gRPC health (`grpc.health.v1`): what kubelet asks.
+//!
+//! `Readiness`: the router runs and its source can be read (and, by option, a gateway router is Up); `Egress`: a gateway
+//! router is Up; `NSPCli`: the source, by the name that it had in the frontend. Losing the source makes the pod unready;
+//! announcing and forwarding go on.
+
+use std::io;
+use std::net::SocketAddr;
+
+use martlet_api::readiness::Families;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tracing::error;
+
+/// What health is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vital {
+    /// An Intent is in force, and the router is not on its way out.
+    pub running: bool,
+    /// The source can be read.
+    pub source_reached: bool,
+    /// Which family has a gateway router that is Up.
+    pub connectivity: Families,
+}
+
+/// The services and whether they serve.
+pub fn services(vital: Vital, needs_egress: bool) -> [(&'static str, bool); 4] {
+    let egress = vital.connectivity.ipv4 || vital.connectivity.ipv6;
+    let ready = vital.running && vital.source_reached && (egress || !needs_egress);
+    [("", ready), ("Readiness", ready), ("Egress", egress), ("NSPCli", vital.source_reached)]
+}
+
+/// Serves health on `address` as long as the driver runs.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(address: SocketAddr, vital: watch::Receiver<Vital>, needs_egress: bool) -> io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    let (reporter, service) = tonic_health::server::health_reporter();
+    // Known before the first question.
+    tell(&reporter, *vital.borrow(), needs_egress).await;
+    tokio::spawn(report(reporter, vital, needs_egress));
+    tokio::spawn(async move {
+        let served = Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)).await;
+        if let Err(error) = served {
+            error!(%error, "health is no longer served");
+        }
+    });
+    Ok(())
+}
+
+async fn report(reporter: HealthReporter, mut vital: watch::Receiver<Vital>, needs_egress: bool) {
+    loop {
+        let now = *vital.borrow_and_update();
+        tell(&reporter, now, needs_egress).await;
+        if vital.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn tell(reporter: &HealthReporter, vital: Vital, needs_egress: bool) {
+    for (name, serves) in services(vital, needs_egress) {
+        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        reporter.set_service_status(name, status).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_needs_the_source_and_egress_only_if_asked_to() {
+        let up = Families { ipv4: false, ipv6: true };
+        let all = Vital { running: true, source_reached: true, connectivity: up };
+        let serves = |vital, needs_egress, name: &str| {
+            services(vital, needs_egress).into_iter().find(|(of, _)| *of == name).unwrap().1
+        };
+        assert!(serves(all, true, "Readiness") && serves(all, true, "Egress") && serves(all, true, "NSPCli"));
+        let alone = Vital { connectivity: Families::default(), ..all };
+        assert!(serves(alone, false, "Readiness") && !serves(alone, true, "Readiness"));
+        assert!(!serves(alone, false, "Egress"));
+        let blind = Vital { source_reached: false, ..all };
+        assert!(
+            !serves(blind, false, "Readiness") && !serves(blind, false, "NSPCli") && serves(blind, false, "Egress")
+        );
+        assert!(!serves(Vital { running: false, ..all }, false, "Readiness"));
+    }
+
+    #[tokio::test]
+    async fn kubelet_is_answered_and_an_unknown_name_is_unknown() {
+        use tonic_health::pb::HealthCheckRequest;
+        use tonic_health::pb::health_client::HealthClient;
+
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (sender, vital) = watch::channel(Vital::default());
+        serve(free, vital, false).await.unwrap();
+        let endpoint = tonic::transport::Channel::from_shared(format!("http://{free}")).unwrap();
+        let mut client = HealthClient::new(endpoint.connect().await.unwrap());
+        let request = |name: &str| HealthCheckRequest { service: name.into() };
+        let status = client.check(request("Readiness")).await.unwrap().into_inner().status();
+        assert_eq!(status.as_str_name(), "NOT_SERVING");
+        sender.send_replace(Vital { running: true, source_reached: true, ..Vital::default() });
+        while client.check(request("Readiness")).await.unwrap().into_inner().status().as_str_name() != "SERVING" {
+            tokio::task::yield_now().await;
+        }
+        let mut unknown = client.watch(request("Nobody")).await.map(tonic::Response::into_inner);
+        let said = match &mut unknown {
+            Ok(stream) => stream.message().await.unwrap().unwrap().status().as_str_name().to_owned(),
+            Err(status) => status.code().to_string(),
+        };
+        assert!(said == "SERVICE_UNKNOWN" || said.contains("not found"), "{said}");
+    }
+}

@@ -1,0 +1,404 @@
+//! The plain speaker: BGP (and BFD) without Kubernetes, load balancer or, unless asked, kernel routes.
+//!
+//! The same [`martlet_bgp::Speaker`] as in the router, driven by the same wires, with a configuration that does not change:
+//! a lab gateway, a looking glass, the subject of benchmarks. It knows no file format; see the command line.
+
+use std::collections::{BTreeMap, BTreeSet, hash_map::RandomState};
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use martlet_bfd::{SessionConfig, SessionId, State};
+use martlet_bgp::{
+    BfdState, ConnectionId, Endpoints, Event, Input, Local, NeighborConfig, NeighborId, Output, Speaker, Ticket,
+};
+use martlet_clock::Instant;
+use martlet_netlink::{NextHop, Object, Owner, Route, RouteKind};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use crate::bfd_io;
+use crate::core::Caller;
+use crate::driver::{Accepted, Bfd as _, Clock, Kernel as _, Net as _, News, Signal};
+use crate::intent::{Key, Transport};
+use crate::mirror::Mirror;
+use crate::net_plain::PlainNet;
+use crate::plan::{Links, METRIC, on_link};
+use crate::watch::{BfdTask, KernelTask};
+use crate::wires::{Happened, Wires};
+
+/// The protocol number of its routes in the kernel: not the router's, both may share a machine.
+const PROTOCOL: u8 = 204;
+/// The most neighbours that dynamic ones may grow to.
+const MAX_DYNAMIC: usize = 4096;
+/// How many changed prefixes are planned for the kernel in a turn.
+const PULL: usize = 1000;
+/// BGP turns in a row while others wait.
+const BGP_TURNS: u32 = 64;
+
+/// One neighbour, or a whole prefix of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbor {
+    /// What the speaker knows.
+    pub config: NeighborConfig,
+    /// Its address; of a dynamic one the prefix that it comes from.
+    pub address: IpNet,
+    /// Whether any address of the prefix may connect.
+    pub dynamic: bool,
+    /// The port that we connect to.
+    pub port: u16,
+    /// TCP MD5.
+    pub key: Option<Key>,
+    /// Our address.
+    pub source: Option<IpAddr>,
+    /// TTL of a multihop session.
+    pub multihop: Option<u8>,
+    /// BFD.
+    pub bfd: Option<SessionConfig>,
+}
+
+/// What it is told once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Who it is.
+    pub local: Local,
+    /// Where it listens.
+    pub listen: Vec<SocketAddr>,
+    /// Its neighbours.
+    pub neighbors: BTreeMap<NeighborId, Neighbor>,
+    /// What it announces of its own.
+    pub originate: BTreeSet<IpNet>,
+    /// The kernel table that learned routes are written to.
+    pub kernel_table: Option<u32>,
+    /// Whether every route that is learned or lost is an event.
+    pub tell_routes: bool,
+    /// What neighbours are told at the end.
+    pub goodbye: String,
+}
+
+/// Hears every event; may look at the speaker for what the event speaks of.
+pub type Listener = Box<dyn FnMut(&Event, &Speaker)>;
+
+/// Runs the speaker until `signals` says stop.
+///
+/// # Errors
+/// When an address cannot be listened on, or the machine gives no netlink or thread.
+pub async fn run(options: Options, signals: mpsc::Receiver<Signal>, tell: Listener) -> Result<()> {
+    let keys = options.neighbors.values().filter(|one| !one.dynamic);
+    let keys = keys.filter_map(|one| Some((one.address.addr(), one.key.clone()?))).collect();
+    let net = PlainNet::bind(&options.listen, &keys).context("cannot listen")?;
+    // Not guessable: discriminators and source ports of BFD come from it.
+    let seed = RandomState::new().build_hasher().finish();
+    let owner = Owner {
+        protocol: PROTOCOL,
+        tables: options.kernel_table.map(|table| table..=table).into_iter().collect(),
+        priorities: Vec::new(),
+    };
+    let mut speaker = Speaker::new(options.local.clone(), seed);
+    speaker.tell_every_route(options.tell_routes);
+    let plain = Plain {
+        speaker,
+        net,
+        bfd: BfdTask::start(seed).context("cannot start the BFD thread")?,
+        kernel: KernelTask::open(owner).context("cannot open netlink")?,
+        clock: Clock::new(bfd_io::now()),
+        wires: Wires::default(),
+        waiting: BTreeMap::new(),
+        tickets: 0,
+        members: BTreeMap::new(),
+        links: Links::default(),
+        mirror: Mirror::default(),
+        changed: false,
+        stopping: false,
+        tell,
+        options,
+    };
+    plain.run(signals).await;
+    Ok(())
+}
+
+/// The loop and what it holds.
+struct Plain {
+    options: Options,
+    speaker: Speaker,
+    net: PlainNet,
+    bfd: BfdTask,
+    kernel: KernelTask,
+    clock: Clock,
+    wires: Wires<TcpStream>,
+    waiting: BTreeMap<Ticket, (TcpStream, NeighborId)>,
+    tickets: u64,
+    /// Every neighbour that there is now: the configured ones and the dynamic ones that came.
+    members: BTreeMap<NeighborId, Neighbor>,
+    links: Links,
+    mirror: Mirror,
+    changed: bool,
+    stopping: bool,
+    tell: Listener,
+}
+
+impl Plain {
+    async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
+        let fixed = self.options.neighbors.iter().filter(|(_, neighbor)| !neighbor.dynamic);
+        self.members = fixed.map(|(id, neighbor)| (id.clone(), neighbor.clone())).collect();
+        let originate = self.options.originate.clone();
+        self.speaker.handle(self.clock.now(), Input::SetOwn(&originate));
+        self.speaker.handle(self.clock.now(), Input::SetAnnounced(&originate));
+        self.set_neighbors();
+        let mut turns = 0;
+        loop {
+            self.act();
+            if self.stopping && self.wires.is_empty() {
+                return;
+            }
+            let deadline = self.speaker.deadline();
+            let tired = turns >= BGP_TURNS;
+            let clock = self.clock;
+            tokio::select! {
+                biased;
+                sessions = self.bfd.next() => {
+                    let states = sessions.into_iter().map(|(id, status)| (id, status.state)).collect();
+                    self.on_bfd(&states);
+                }
+                signal = signals.recv(), if !self.stopping => {
+                    if signal.is_none_or(|Signal::Stop| true) {
+                        self.stopping = true;
+                        self.speaker.handle(clock.now(), Input::Stop(&self.options.goodbye));
+                        self.withdraw_routes();
+                    }
+                }
+                news = self.kernel.next() => self.on_kernel(news),
+                () = clock.sleep_until(deadline) => self.speaker.handle(clock.now(), Input::Timeout),
+                happened = self.wires.next(&mut self.net, &mut self.speaker, clock), if !tired => {
+                    turns += 1;
+                    self.on_wire(happened);
+                    continue;
+                }
+                () = std::future::ready(()), if tired => {}
+            }
+            turns = 0;
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn set_neighbors(&mut self) {
+        let configs = self.members.iter().map(|(id, neighbor)| (id.clone(), neighbor.config.clone())).collect();
+        self.speaker.handle(self.now(), Input::SetNeighbors(&configs));
+        self.set_bfd();
+    }
+
+    /// A single-hop session belongs to the interface whose network the neighbour is in.
+    fn session(&self, neighbor: &Neighbor) -> Option<SessionId> {
+        neighbor.bfd.as_ref()?;
+        let remote = neighbor.address.addr();
+        let interface = match neighbor.multihop {
+            Some(_) => None,
+            None => Some(self.links.iter().find(|link| on_link(link, remote))?.name.clone()),
+        };
+        Some(SessionId { remote, interface, local: neighbor.source })
+    }
+
+    fn set_bfd(&mut self) {
+        let sessions = self.members.values().filter_map(|one| Some((self.session(one)?, one.bfd.clone()?)));
+        let sessions = sessions.collect();
+        self.bfd.set(sessions);
+    }
+
+    fn on_bfd(&mut self, sessions: &BTreeMap<SessionId, State>) {
+        let states = self.members.iter().filter_map(|(id, neighbor)| {
+            let state = match sessions.get(&self.session(neighbor)?) {
+                Some(State::Up) => BfdState::Up,
+                Some(State::AdminDown) => BfdState::AdminDown,
+                _ => BfdState::Down,
+            };
+            Some((id.clone(), state))
+        });
+        let states = states.collect();
+        self.speaker.handle(self.now(), Input::SetBfd(&states));
+    }
+
+    fn on_kernel(&mut self, news: News) {
+        match news {
+            News::Snapshot(snapshot) => {
+                let links = Links::new(&snapshot.links);
+                self.mirror.dumped(&snapshot.objects);
+                self.mirror.settle();
+                if links != self.links {
+                    self.links = links;
+                    self.set_bfd();
+                    let prefixes: Vec<IpNet> = self.speaker.prefixes().chain(self.mirror.learned()).collect();
+                    prefixes.into_iter().for_each(|prefix| self.plan(prefix));
+                }
+            }
+            News::Changed(removed, appeared) => {
+                let now = self.now();
+                removed.iter().for_each(|object| drop(self.mirror.gone(now, object)));
+                appeared.iter().for_each(|object| self.mirror.appeared(object));
+            }
+            News::Applied(failures) => {
+                let now = self.now();
+                for failure in &failures {
+                    tracing::warn!(error = %failure.error, change = ?failure.change, "the kernel refused a route");
+                }
+                if self.mirror.done(now, &failures) {
+                    self.kernel.dump();
+                }
+            }
+        }
+    }
+
+    fn withdraw_routes(&mut self) {
+        let prefixes: Vec<IpNet> = self.mirror.learned().collect();
+        prefixes.into_iter().for_each(|prefix| self.mirror.want_learned(prefix, None));
+        self.changed = false;
+    }
+
+    /// The route to `prefix` over the best next hops that are on a link.
+    fn plan(&mut self, prefix: IpNet) {
+        let Some(table) = self.options.kernel_table else { return };
+        let hop = |hop: IpAddr, weight: u16| {
+            let link = self.links.iter().find(|link| on_link(link, hop))?;
+            Some(NextHop { gateway: Some(hop), interface: Some(link.index), weight, onlink: false })
+        };
+        let paths = self.speaker.paths(&prefix);
+        let mut hops: Vec<NextHop> = paths.iter().filter_map(|path| hop(path.next_hop, path.weight.max(1))).collect();
+        hops.sort();
+        hops.dedup();
+        let kind = RouteKind::Unicast(hops);
+        let route = match &kind {
+            RouteKind::Unicast(hops) if hops.is_empty() => None,
+            _ => Some(Object::Route(Route { table, prefix, metric: METRIC, kind })),
+        };
+        self.mirror.want_learned(prefix, route);
+    }
+
+    fn on_wire(&mut self, happened: Happened<TcpStream>) {
+        let now = self.now();
+        match happened {
+            Happened::Sent => {}
+            Happened::Connected(id, local, remote) => {
+                let endpoints = self.endpoints(local, remote);
+                self.speaker.handle(now, Input::Connected(id, endpoints));
+            }
+            Happened::Received(id) => self.speaker.handle(now, Input::Received(id, self.wires.received())),
+            Happened::Closed(id, reason) => self.speaker.handle(now, Input::Closed(id, reason)),
+            Happened::Accepted(accepted) => self.on_accepted(accepted),
+        }
+    }
+
+    fn endpoints(&self, local: SocketAddr, remote: SocketAddr) -> Endpoints {
+        let link = self.links.iter().find(|link| link.addresses.iter().any(|net| net.addr() == local.ip()));
+        let addresses = || link.into_iter().flat_map(|link| &link.addresses).map(IpNet::addr);
+        let v6 = |address: IpAddr| if let IpAddr::V6(v6) = address { Some(v6) } else { None };
+        let is_link_local = |address: &IpAddr| v6(*address).is_some_and(|v6| v6.is_unicast_link_local());
+        Endpoints {
+            local,
+            remote,
+            local_link_local: addresses().filter(is_link_local).find_map(v6),
+            local_other: addresses().find(|one| one.is_ipv4() != local.is_ipv4() && !is_link_local(one)),
+        }
+    }
+
+    /// A neighbour of its own address, else a dynamic one whose prefix it comes from; anybody else is closed unread.
+    fn on_accepted(&mut self, accepted: Accepted<TcpStream>) {
+        let Accepted { stream, local, remote, .. } = accepted;
+        let address = remote.ip().to_canonical();
+        let Some(id) = self.member(address) else {
+            tracing::info!(%remote, "no neighbour has this address: closed");
+            return;
+        };
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.waiting.insert(ticket, (stream, id.clone()));
+        let endpoints = self.endpoints(local, remote);
+        self.speaker.handle(self.clock.now(), Input::Incoming(ticket, &id, endpoints));
+    }
+
+    fn member(&mut self, address: IpAddr) -> Option<NeighborId> {
+        let known = self.members.iter().find(|(_, one)| one.address.addr() == address).map(|(id, _)| id.clone());
+        if known.is_some() {
+            return known;
+        }
+        if self.members.len() >= MAX_DYNAMIC {
+            return None;
+        }
+        let prefix = self.options.neighbors.values().find(|one| one.dynamic && one.address.contains(&address))?;
+        let neighbor = Neighbor { address: address.into(), dynamic: false, ..prefix.clone() };
+        let id = NeighborId::new(&address.to_string());
+        self.members.insert(id.clone(), neighbor);
+        self.set_neighbors();
+        Some(id)
+    }
+
+    fn transport(&self, id: &NeighborId) -> Option<Transport> {
+        let neighbor = self.members.get(id)?;
+        Some(Transport {
+            address: neighbor.address.addr(),
+            interface: Arc::from(""),
+            local_port: 0,
+            remote_port: neighbor.port,
+            source: neighbor.source,
+            ttl: neighbor.multihop.unwrap_or(64),
+            min_ttl: None,
+            multihop: neighbor.multihop.is_some(),
+            key: neighbor.key.clone(),
+        })
+    }
+
+    /// Does what the speaker wants.
+    fn act(&mut self) {
+        while let Some(output) = self.speaker.poll() {
+            match output {
+                Output::Connect(neighbor, id) => self.connect(&neighbor, id),
+                Output::Accept(ticket, id) => {
+                    if let Some((stream, neighbor)) = self.waiting.remove(&ticket) {
+                        if let Some(transport) = self.transport(&neighbor) {
+                            let caller = Caller { key: transport.key, ttl: transport.ttl, min_ttl: None };
+                            self.net.set_up(&stream, &caller);
+                        }
+                        self.wires.open(id, stream);
+                    }
+                }
+                Output::Refuse(ticket) => drop(self.waiting.remove(&ticket)),
+                Output::Ready(id) => self.wires.ready(id),
+                Output::Close(id) => {
+                    let (speaker, now) = (&mut self.speaker, self.clock.now());
+                    self.wires.close(id, |out| speaker.transmit(now, id, out, usize::MAX));
+                }
+                Output::RoutesChanged => self.changed = true,
+                Output::Event(event) => (self.tell)(&event, &self.speaker),
+            }
+        }
+        self.program();
+    }
+
+    fn connect(&mut self, neighbor: &NeighborId, id: ConnectionId) {
+        if let Some(transport) = self.transport(neighbor) {
+            self.wires.connect(id, self.net.connect(&transport));
+        }
+    }
+
+    /// Gives the kernel its next batch.
+    fn program(&mut self) {
+        if self.mirror.is_busy() || !self.mirror.is_dumped() {
+            return;
+        }
+        while self.changed {
+            let prefixes = self.speaker.changed(PULL);
+            self.changed = !prefixes.is_empty();
+            if self.options.kernel_table.is_some() && !self.stopping {
+                prefixes.into_iter().for_each(|prefix| self.plan(prefix));
+                break;
+            }
+        }
+        let changes = self.mirror.batch();
+        if !changes.is_empty() {
+            self.kernel.apply(changes);
+        }
+    }
+}
