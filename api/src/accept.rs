@@ -119,6 +119,10 @@ fn accepted_gateway<'a>(objects: &'a Objects, gateway: &ObjectName, told: &mut T
         }
         return None;
     };
+    if object.metadata.deletion_timestamp.is_some() {
+        told.refused(Kind::Gateway, gateway, ACCEPTED, "Deleting", "is being deleted: its VIPs are withdrawn");
+        return None;
+    }
     if ours(objects, object) {
         told.accepted(Kind::Gateway, gateway, "");
         return Some(object);

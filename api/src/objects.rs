@@ -32,7 +32,8 @@ pub struct Objects {
     pub secrets: BTreeMap<ObjectName, Arc<Secret>>,
     /// Files and objects that were refused. The last good value of such an object is still above.
     pub conditions: BTreeSet<Condition>,
-    /// Kinds that this source does not have: not permitted to be read, or in no file at all.
+    /// Kinds of which this source knows nothing: it may not read them, or there is no definition of them. Of a folder:
+    /// `L34Route`, if there is none in it, so that the addresses of the Gateway count.
     pub absent: BTreeSet<Kind>,
     /// The source has been read at least once: what is not here does not exist.
     pub synced: bool,

@@ -135,6 +135,14 @@ fn a_gateway_is_ours_by_name_or_by_a_class_of_our_controller() {
 }
 
 #[test]
+fn a_gateway_that_is_being_deleted_has_nothing_any_more() {
+    let leaving = GATEWAY.replace("{name: sllb-a}", "{name: sllb-a, deletionTimestamp: '2026-01-01T00:00:00Z'}");
+    let view = seen(&[&leaving, SERVICE, &route("a", VIP)]);
+    assert!(!view.exists && view.vips.is_empty());
+    says(condition(&view, Kind::Gateway, "sllb-a", "Accepted"), false, "Deleting", &["withdrawn"]);
+}
+
+#[test]
 fn objects_of_other_gateways_and_namespaces_do_not_count() {
     let other = router("other", "address: 10.0.0.1").replace("proxy-name: sllb-a", "proxy-name: sllb-b");
     let far = router("far", "address: 10.0.0.2").replace("{name: far,", "{name: far, namespace: tenant,");
@@ -263,6 +271,15 @@ fn a_route_to_an_unknown_service_is_accepted_but_unresolved() {
         &["spec.backendRefs[0].name: `service-a`"],
     );
     assert!(view.services.is_empty() && view.routes.contains_key("a"));
+}
+
+#[test]
+fn who_may_not_read_services_says_nothing_of_them() {
+    let mut all = objects(&[GATEWAY, &route("a", VIP)]);
+    all.absent.insert(Kind::Service);
+    let view = accept::view(&all, &name());
+    assert!(view.routes.contains_key("a"));
+    assert!(view.conditions.iter().all(|condition| condition.status), "{:#?}", view.conditions);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use martlet_api::view::{Bfd, ObjectName, Protocol, TransportProtocol, View};
-use martlet_api::{Objects, accept, read};
+use martlet_api::{Objects, accept, crd, read};
+use serde_json::Value;
 
 fn text(file: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples").join(file);
@@ -82,4 +83,51 @@ fn the_class_as_the_seed_wrote_it_is_read_from_a_folder() {
     let objects = Objects::from_yaml(&(seed + "\n---\n" + &text("gateway.yaml")), "default");
     assert_eq!(objects.gateway_classes.len(), 1);
     assert!(accept::view(&objects, &ObjectName::new("default", "sllb-a")).exists);
+}
+
+/// The paths of all properties.
+fn properties(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
+    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        properties(&path, schema, found);
+        properties(&path, &schema["items"], found);
+        found.insert(path);
+    }
+}
+
+/// The paths of all fields that are there.
+fn fields(path: &str, value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                let path = format!("{path}.{name}");
+                fields(&path, value, found);
+                found.insert(path);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| fields(path, item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn one_example_shows_every_field_and_is_accepted() {
+    let text = text("all-fields.yaml");
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    for (_, definition) in crd::definitions().into_iter().filter(|(file, _)| *file != "routerstates.yaml") {
+        let schema = serde_json::to_value(&definition.spec.versions[0].schema).unwrap();
+        let mut known = BTreeSet::new();
+        properties("spec", &schema["openAPIV3Schema"]["properties"]["spec"], &mut known);
+        // A static next hop has the profile of BGP; it is shown once.
+        known.retain(|path| !path.starts_with("spec.static.bfd."));
+        let mut shown = BTreeSet::new();
+        for document in documents.iter().filter(|document| document["kind"] == definition.spec.names.kind.as_str()) {
+            fields("spec", &document["spec"], &mut shown);
+        }
+        let missing: Vec<_> = known.difference(&shown).collect();
+        assert!(known.len() > 20 && missing.is_empty(), "{missing:?}");
+    }
+    let view = accept::view(&Objects::from_yaml(&text, "default"), &ObjectName::new("default", "sllb-all"));
+    assert!(view.conditions.iter().all(|condition| condition.status), "{:#?}", view.conditions);
+    assert_eq!((view.routers.len(), view.vips.len(), view.services["service-all"].max_endpoints), (3, 2, 200));
 }

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use kube::CustomResourceExt;
-use kube::core::cel::Validator;
+use kube::core::cel::{CompiledSchema, Validator, compile_schema};
 use martlet_api::crd::{GatewayRouter, L34Route};
 use martlet_api::read::{self, Document};
 use serde_json::{Value, json};
@@ -92,16 +92,28 @@ fn structure(schema: &Value, value: &Value, path: &str, faults: &mut Vec<String>
     }
 }
 
-fn server_refuses<T: CustomResourceExt>(object: &Value) -> Vec<String> {
-    let definition = T::crd();
-    let schema = definition.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
-    let schema = serde_json::to_value(schema).unwrap();
-    let mut faults = Vec::new();
-    structure(&schema["properties"]["spec"], &object["spec"], "spec", &mut faults);
-    if let Err(errors) = Validator::new().validate(&schema, object, None) {
-        faults.push(format!("{errors:?}"));
+/// What a server would apply to a kind.
+struct Server {
+    schema: Value,
+    rules: CompiledSchema,
+}
+
+impl Server {
+    fn of<T: CustomResourceExt>() -> Self {
+        let definition = T::crd();
+        let schema = definition.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+        let schema = serde_json::to_value(schema).unwrap();
+        Self { rules: compile_schema(&schema), schema }
     }
-    faults
+
+    fn refuses(&self, object: &Value) -> Vec<String> {
+        let mut faults = Vec::new();
+        structure(&self.schema["properties"]["spec"], &object["spec"], "spec", &mut faults);
+        if let Err(errors) = Validator::new().validate_compiled(&self.rules, object, None) {
+            faults.push(format!("{errors:?}"));
+        }
+        faults
+    }
 }
 
 fn folder_refuses(object: &Value) -> Option<String> {
@@ -128,14 +140,15 @@ fn with(mut object: Value, field: &str, value: Value) -> Value {
 
 /// Both accept the good values, both refuse the bad ones; the folder's message names the field and what would be accepted.
 fn check<T: CustomResourceExt>(base: &Value, field: &str, good: &[Value], bad: &[Value]) {
+    let server = Server::of::<T>();
     for value in good {
         let object = with(base.clone(), field, value.clone());
-        assert_eq!(server_refuses::<T>(&object), Vec::<String>::new(), "server, {field} = {value}");
+        assert_eq!(server.refuses(&object), Vec::<String>::new(), "server, {field} = {value}");
         assert_eq!(folder_refuses(&object), None, "folder, {field} = {value}");
     }
     for value in bad {
         let object = with(base.clone(), field, value.clone());
-        assert!(!server_refuses::<T>(&object).is_empty(), "server accepts {field} = {value}");
+        assert!(!server.refuses(&object).is_empty(), "server accepts {field} = {value}");
         let why = folder_refuses(&object).unwrap_or_else(|| panic!("folder accepts {field} = {value}"));
         let last = field.rsplit('.').next().unwrap();
         assert!(why.contains(last), "{why} names {last}");
@@ -261,6 +274,12 @@ cases! { L34Route, route(),
 }
 
 #[test]
+fn every_rule_compiles() {
+    assert!(!Server::of::<GatewayRouter>().rules.has_errors());
+    assert!(!Server::of::<L34Route>().rules.has_errors());
+}
+
+#[test]
 fn more_sources_than_nfqlb_can_hold_are_no_fault() {
     let many: Vec<String> = (0..200).map(|n| format!("10.0.{n}.0/24")).collect();
     check::<L34Route>(&route(), "sourceCIDRs", &[json!(many)], &[]);
@@ -280,7 +299,7 @@ fn static_next_hops_need_no_protocol() {
     );
     check::<GatewayRouter>(&object, "protocol", &[json!("Static"), json!("BGP")], &[]);
     let both = with(with(object, "static", json!({})), "protocol", json!("BGP"));
-    assert!(!server_refuses::<GatewayRouter>(&both).is_empty());
+    assert!(!Server::of::<GatewayRouter>().refuses(&both).is_empty());
     assert!(folder_refuses(&both).unwrap().contains("protocol is BGP"));
 }
 

@@ -104,7 +104,6 @@ fn lists_and_many_documents_are_read_and_other_kinds_are_not() {
     let names: Vec<_> = objects.services.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["other/j", "tenant/s"]);
     assert_eq!(addresses(objects), [("a", "10.0.0.1")]);
-    assert!(objects.absent.contains(&Kind::L34Route) && !objects.absent.contains(&Kind::Service));
 }
 
 #[test]
@@ -175,6 +174,17 @@ fn bombs_and_floods_are_refused_without_harm_to_the_rest() {
         assert_eq!(addresses(shelf.objects()), [("b", "10.0.0.2")]);
         assert_eq!(only(shelf.objects()).object, ObjectName::new("", "a.yaml"));
     }
+}
+
+#[test]
+fn routes_are_absent_only_where_no_file_has_one() {
+    let mut shelf = Shelf::new("default");
+    put(&mut shelf, &[("a.yaml", &router("a", "10.0.0.1"))]);
+    assert_eq!(shelf.objects().absent, [Kind::L34Route].into());
+    let broken =
+        "{apiVersion: meridio.experiment.gateway.api.poc/v1alpha1, kind: L34Route, metadata: {name: a}, spec: {}}";
+    put(&mut shelf, &[("a.yaml", broken)]);
+    assert!(shelf.objects().routes.is_empty() && shelf.objects().absent.is_empty(), "a refused one is one");
 }
 
 #[test]

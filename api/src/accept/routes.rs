@@ -125,6 +125,10 @@ fn resolve(
         }
         return Arc::from(service);
     }
+    if objects.absent.contains(&Kind::Service) {
+        // Who may not read Services cannot tell.
+        return Arc::from(service);
+    }
     let field = format!("spec.backendRefs[0].name: `{service}`");
     match objects.services.get(&ObjectName::new(name.namespace.clone(), service)) {
         Some(found) => {

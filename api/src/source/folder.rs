@@ -38,6 +38,7 @@ pub fn folder(dir: PathBuf, namespace: &str) -> (watch::Receiver<Arc<Objects>>, 
     let (told, events) = mpsc::channel(1);
     // Watched before it is read: a change in between is seen.
     let eye = Eye::open(&dir, &told);
+    eye.tell(&dir);
     let mut shelf = Shelf::new(namespace);
     read(&dir, &mut shelf);
     super::tell(&Objects::default(), shelf.objects());
@@ -51,7 +52,7 @@ pub fn folder(dir: PathBuf, namespace: &str) -> (watch::Receiver<Arc<Objects>>, 
 struct Eye {
     identity: Option<(u64, u64)>,
     /// Not there where the folder or the kernel's permission is missing: then it is read every [`LOOK`].
-    watcher: Option<RecommendedWatcher>,
+    watcher: notify::Result<RecommendedWatcher>,
 }
 
 impl Eye {
@@ -68,14 +69,17 @@ impl Eye {
             watcher.watch(dir, RecursiveMode::NonRecursive)?;
             Ok(watcher)
         });
-        if let Err(error) = &watcher {
+        Self { identity, watcher }
+    }
+
+    fn tell(&self, dir: &Path) {
+        if let Err(error) = &self.watcher {
             tracing::warn!(folder = %dir.display(), %error, "cannot watch the folder: it is read every second");
         }
-        Self { identity, watcher: watcher.ok() }
     }
 
     fn is_open(&self, dir: &Path) -> bool {
-        self.watcher.is_some() && self.identity == identity(dir)
+        self.watcher.is_ok() && self.identity == identity(dir)
     }
 }
 
@@ -113,7 +117,12 @@ async fn run(
                 if eye.is_open(&dir) {
                     continue;
                 }
-                eye = Eye::open(&dir, &told);
+                let new = Eye::open(&dir, &told);
+                // Said once, when the eye closes.
+                if eye.watcher.is_ok() {
+                    new.tell(&dir);
+                }
+                eye = new;
             }
         }
         let folder = dir.clone();

@@ -163,13 +163,14 @@ impl Shelf {
                 }
             }
         }
-        let mut absent: BTreeSet<Kind> = Kind::ALL.into();
         let mut objects = Objects::default();
         for (key, (name, object)) in first.iter().take(MAX_OBJECTS) {
             tracing::trace!(kind = %key.kind, object = %key.name, file = name, "read");
-            absent.remove(&key.kind);
             objects.insert(key.name.clone(), (*object).clone());
         }
+        // Routes are there, too, if all of them are refused.
+        let refused = conditions.iter().any(|condition| &*condition.kind == Kind::L34Route.name());
+        let absent = if objects.routes.is_empty() && !refused { [Kind::L34Route].into() } else { BTreeSet::new() };
         if first.len() > MAX_OBJECTS {
             let message = format!("{} objects: only the first {MAX_OBJECTS} are used", first.len());
             conditions.insert(on_file("", "TooMany", message));
