@@ -17,6 +17,7 @@ use martlet_netlink::nft::{self, Queue};
 use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
 
 use crate::counters::Counters;
+use crate::engine::FragmentMode;
 use crate::queue::Queues;
 use crate::readiness::Server;
 use crate::ready::{Facts, meanwhile, readiness};
@@ -156,9 +157,10 @@ impl Control {
         }
     }
 
-    /// Whether the kernel has refused something, so that it is worth trying again.
+    /// Whether the kernel has refused or blocked something, so that it is worth trying again.
     pub fn is_incomplete(&self) -> bool {
-        !self.state.facts.refused.is_empty() || self.state.table.is_none()
+        let State { facts, table, .. } = &self.state;
+        !facts.refused.is_empty() || !facts.blocked.is_empty() || table.is_none()
     }
 
     /// The queue threads did not answer: the router hears nothing more, whatever changes.
@@ -220,7 +222,8 @@ impl Control {
     }
 
     fn apply_nftables(&mut self) {
-        let table = nftables(&self.state.targets.vips, self.queue);
+        let table =
+            nftables(&self.state.targets.vips, self.queue, self.settings.policy.fragments == FragmentMode::Kernel);
         if self.state.table.as_ref() == Some(&table) {
             return;
         }

@@ -21,9 +21,15 @@ pub enum Reason {
     /// The Service of the matching route has no ready endpoint of the family.
     #[error("no endpoint")]
     NoEndpoint,
-    /// A later fragment whose first one was never seen.
+    /// A later fragment whose first one did not come in time.
     #[error("first fragment missing")]
     FragmentLost,
+    /// A later fragment that came before its first one, when too many others waited already.
+    #[error("too many fragments wait")]
+    FragmentsTooMany,
+    /// It does not fit through the link to its endpoint and must not be fragmented: the sender is told.
+    #[error("too big")]
+    TooBig,
     /// An ICMP error about a packet that no endpoint of ours can have sent.
     #[error("ICMP error about a foreign packet")]
     ForeignError,
@@ -49,6 +55,8 @@ impl Reason {
             Self::NoRoute => "no_route",
             Self::NoEndpoint => "no_endpoint",
             Self::FragmentLost => "fragment_lost",
+            Self::FragmentsTooMany => "fragments_too_many",
+            Self::TooBig => "too_big",
             Self::ForeignError => "foreign_error",
         }
     }

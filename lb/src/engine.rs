@@ -24,6 +24,43 @@ pub struct Tables {
     backends: Vec<Option<Arc<Backend>>>,
     /// Each service once.
     services: Vec<Arc<Backend>>,
+    /// By mark, less the first: what fits through the link to the endpoint; 0: anything.
+    mtus: Vec<u32>,
+    policy: Policy,
+}
+
+/// What an operator may choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Tell the sender when there is no route or no endpoint, instead of dropping silently.
+    pub reject: bool,
+    /// How the fragments of one datagram find one endpoint.
+    pub fragments: FragmentMode,
+}
+
+/// How the fragments of one datagram find one endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FragmentMode {
+    /// The first one is remembered, later ones follow it.
+    #[default]
+    Table,
+    /// By their addresses, not ports: replicas that get one fragment each agree.
+    Addresses,
+    /// The kernel puts them together before they are queued, without connection tracking.
+    Kernel,
+}
+
+impl std::str::FromStr for FragmentMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "table" => Ok(Self::Table),
+            "addresses" => Ok(Self::Addresses),
+            "kernel" => Ok(Self::Kernel),
+            _ => Err(format!("fragments {text:?}: must be table, addresses or kernel")),
+        }
+    }
 }
 
 /// A Service as a packet sees it.
@@ -70,7 +107,24 @@ impl Tables {
         let mut services: Vec<Arc<Backend>> = backends.iter().flatten().map(Arc::clone).collect();
         services.sort_by_key(|backend| backend.first_mark);
         services.dedup_by_key(|backend| backend.first_mark);
-        Self { seed, classifier, backends, services }
+        Self { seed, classifier, backends, services, mtus: Vec::new(), policy: Policy::default() }
+    }
+
+    /// The same with what fits through the links to the endpoints, by mark less the first (0: anything), and a policy.
+    #[must_use]
+    pub fn with(self, mtus: Vec<u32>, policy: Policy) -> Self {
+        Self { mtus, policy, ..self }
+    }
+
+    /// What the operator chose.
+    pub const fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// What fits through the link to the endpoint of a mark.
+    pub fn mtu(&self, mark: u32) -> u32 {
+        let number = mark.checked_sub(FIRST_MARK).and_then(|number| usize::try_from(number).ok());
+        number.and_then(|number| self.mtus.get(number)).copied().filter(|mtu| *mtu > 0).unwrap_or(u32::MAX)
     }
 
     /// The routes.
@@ -116,19 +170,29 @@ impl Tables {
         Ok(Choice { rank, slot: table.slot(hash), identifier, mark: backend.first_mark + u32::from(identifier) })
     }
 
-    /// Where a packet goes, with its length in octets (0: unknown).
+    /// Where a packet goes; of a fragment: of the first one, unless fragments go by their addresses.
     ///
     /// # Errors
     /// The reason why it is dropped.
-    pub fn decide(&self, octets: &[u8]) -> Result<(Choice, u32), Reason> {
-        let packet = parse(octets)?;
-        let choice = if let Content::Error(inner) = packet.content {
-            self.choose(&flow_of_error(&packet, inner)?, None)
+    pub fn fate(&self, packet: &Packet<'_>) -> Result<Choice, Reason> {
+        if packet.fragment.is_some() && self.policy.fragments == FragmentMode::Addresses {
+            return self.by_addresses(packet);
+        }
+        if let Content::Error(inner) = packet.content {
+            self.choose(&flow_of_error(packet, inner)?, None)
         } else {
-            let flow = flow_of(&packet).ok_or(Reason::FragmentLost)?;
+            let flow = flow_of(packet).ok_or(Reason::FragmentLost)?;
             self.choose(&flow, Some(packet.transport))
-        }?;
-        Ok((choice, packet.length))
+        }
+    }
+
+    /// Where all fragments of a datagram go by what each of them knows: addresses and protocol. The best route of VIP,
+    /// protocol and source counts, whatever its ports.
+    fn by_addresses(&self, packet: &Packet<'_>) -> Result<Choice, Reason> {
+        let Packet { source, destination, protocol, .. } = *packet;
+        let flow = Flow { source, destination, protocol, source_port: 0, destination_port: 0 };
+        let rank = self.classifier.matches_any_port(&flow).next().ok_or(Reason::NoRoute)?;
+        self.of_route(rank, &flow)
     }
 }
 

@@ -91,12 +91,7 @@ impl Classifier {
     /// The ranks of the routes that match a flow, best first. `transport` are the octets from its header on, for byte
     /// matches; `None`: there are none to look at (the packet inside an error, an echo), byte matches are taken as met.
     pub fn matches<'a>(&'a self, flow: &Flow, transport: Option<&'a [u8]>) -> impl Iterator<Item = u32> + use<'a> {
-        let group = self.groups(flow.destination).map(|groups| match flow.protocol {
-            protocol::TCP => &groups.tcp,
-            protocol::UDP => &groups.udp,
-            protocol::SCTP => &groups.sctp,
-            _ => &groups.echo,
-        });
+        let group = self.group(flow);
         let found = group.and_then(|group| {
             let sets = [
                 group.source.find(&bits(flow.source))?,
@@ -111,6 +106,26 @@ impl Classifier {
                 let met = |octets| byte_matches.iter().all(|byte_match| is_met(byte_match, octets));
                 transport.is_none_or(met).then_some(*rank)
             })
+        })
+    }
+
+    /// The ranks of the routes of the flow's VIP and protocol that accept its source, whatever its ports, best first.
+    pub fn matches_any_port(&self, flow: &Flow) -> impl Iterator<Item = u32> + use<'_> {
+        let found = self.group(flow).and_then(|group| {
+            let set = group.source.find(&bits(flow.source))?;
+            Some((group, Intersection::new([set; 3])))
+        });
+        found
+            .into_iter()
+            .flat_map(|(group, locals)| locals.filter_map(|local| group.routes.get(local).map(|(rank, _)| *rank)))
+    }
+
+    fn group(&self, flow: &Flow) -> Option<&Group> {
+        self.groups(flow.destination).map(|groups| match flow.protocol {
+            protocol::TCP => &groups.tcp,
+            protocol::UDP => &groups.udp,
+            protocol::SCTP => &groups.sctp,
+            _ => &groups.echo,
         })
     }
 

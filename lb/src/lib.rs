@@ -1,7 +1,8 @@
 //! The load balancer of one Gateway: a stateless choice of an endpoint for each packet to a VIP.
 //!
 //! Pure parts, which know no socket and no clock: [`hash`] and [`maglev`] (the wire contract between replicas), [`packet`]
-//! (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: a verdict), [`targets`] (a view of the
+//! (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: an endpoint),
+//! [`fragment`], [`icmp`] and [`verdict`] (what else a packet needs), [`targets`] (a view of the
 //! objects: tables and marks), [`rules`] (marks: routes and rules of the kernel). At the edge: [`queue`] (nfqueue, one
 //! thread a queue), [`readiness`] (the unix socket to the router), [`run`] (the wiring).
 
@@ -9,7 +10,9 @@ pub mod control;
 pub mod counters;
 pub mod engine;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
+pub mod icmp;
 pub mod maglev;
 pub mod packet;
 pub mod queue;
@@ -18,3 +21,4 @@ pub mod ready;
 pub mod rules;
 pub mod run;
 pub mod targets;
+pub mod verdict;

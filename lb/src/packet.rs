@@ -57,6 +57,8 @@ pub struct Packet<'a> {
     pub content: Content<'a>,
     /// From the transport's header on, as far as copied; empty in a later fragment.
     pub transport: &'a [u8],
+    /// Octets of the transport's header and what follows it, if the IP headers say so.
+    pub payload_length: Option<u32>,
 }
 
 /// The place of a fragment in its datagram.
@@ -163,9 +165,9 @@ pub fn parse(octets: &[u8]) -> Result<Packet<'_>, Malformed> {
         }
         None => content(&network)?,
     };
-    let Network { source, destination, protocol, length, dont_fragment, fragment, payload, .. } = network;
+    let Network { source, destination, protocol, length, dont_fragment, fragment, payload, payload_length } = network;
     let transport = if content == Content::LaterFragment { &[][..] } else { payload };
-    Ok(Packet { source, destination, protocol, length, dont_fragment, fragment, content, transport })
+    Ok(Packet { source, destination, protocol, length, dont_fragment, fragment, content, transport, payload_length })
 }
 
 /// `octets` up to `length`, if the packet is copied that far.

@@ -10,8 +10,10 @@
 pub mod baseline;
 pub mod message;
 pub mod own;
+mod reply;
 mod sys;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
@@ -22,8 +24,13 @@ use std::thread::JoinHandle;
 
 use tokio::sync::Notify;
 
-use crate::counters::{Counters, Tally};
-use crate::engine::Tables;
+use martlet_clock::Instant;
+
+use crate::counters::{Counters, Reason, Tally};
+use crate::engine::{FIRST_MARK, Tables};
+use crate::fragment::Fragments;
+use crate::packet::parse;
+use crate::verdict::{Queued, Verdict, verdict};
 
 /// Which loop serves the queues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +94,45 @@ struct Shared {
     /// Told after each answer.
     answers: Notify,
     counters: Mutex<Counters>,
+    fragments: Mutex<Fragments>,
+    /// By queue: verdicts that another thread came to.
+    mailboxes: BTreeMap<u16, Mailbox>,
+    /// Where the clock of the fragments begins.
+    origin: std::time::Instant,
+}
+
+impl Shared {
+    fn now(&self) -> Instant {
+        Instant::ORIGIN + self.origin.elapsed()
+    }
+}
+
+/// Verdicts for packets of a queue that a thread of another queue came to: only the owner of a queue can give them.
+#[derive(Debug)]
+struct Mailbox {
+    is_full: AtomicBool,
+    verdicts: Mutex<Vec<(u32, Option<u32>)>>,
+    wake: File,
+}
+
+impl Mailbox {
+    fn put(&self, id: u32, mark: Option<u32>) {
+        lock(&self.verdicts).push((id, mark));
+        self.is_full.store(true, Ordering::Release);
+        wake(&self.wake);
+    }
+
+    fn take(&self, verdicts: &mut Vec<(u32, Option<u32>)>) {
+        if self.is_full.swap(false, Ordering::AcqRel) {
+            verdicts.append(&mut lock(&self.verdicts));
+        }
+    }
+}
+
+/// Ends a thread's sleep.
+fn wake(mut event: &File) {
+    // Full only if nobody reads it: then the thread is behind anyway.
+    let _ = event.write(&1_u64.to_ne_bytes());
 }
 
 /// One thread as its owner sees it.
@@ -112,12 +158,20 @@ impl Queues {
     /// # Errors
     /// When a queue cannot be had: another process owns it (`EPERM` or `EBUSY`), or the right is missing.
     pub fn start(settings: &Settings, tables: Arc<Tables>) -> io::Result<Self> {
+        let mut mailboxes = BTreeMap::new();
+        for queue in settings.queues.clone() {
+            let wake = File::from(sys::event()?);
+            mailboxes.insert(queue, Mailbox { is_full: AtomicBool::new(false), verdicts: Mutex::default(), wake });
+        }
         let shared = Arc::new(Shared {
             turn: AtomicU64::new(1),
             tables: Mutex::new(tables),
             stopped: AtomicBool::new(false),
             answers: Notify::new(),
             counters: Mutex::default(),
+            fragments: Mutex::default(),
+            mailboxes,
+            origin: std::time::Instant::now(),
         });
         let mut queues = Self { shared, threads: Vec::new() };
         for queue in settings.queues.clone() {
@@ -129,7 +183,8 @@ impl Queues {
     }
 
     fn spawn(&self, queue: u16, settings: &Settings) -> io::Result<Thread> {
-        let wake = File::from(sys::event()?);
+        let mailbox = self.shared.mailboxes.get(&queue).ok_or_else(|| io::Error::other("no mailbox"))?;
+        let wake = mailbox.wake.try_clone()?;
         let answered = Arc::new(AtomicU64::new(0));
         let seat = Seat {
             queue,
@@ -139,6 +194,8 @@ impl Queues {
             answered: Arc::clone(&answered),
             wake: wake.try_clone()?,
             tally: Tally::default(),
+            verdicts: Vec::new(),
+            sender: reply::Sender::default(),
         };
         let real_time = settings.real_time;
         let prepare = move || {
@@ -177,8 +234,7 @@ impl Queues {
     pub fn poke(&self) -> u64 {
         let turn = self.shared.turn.fetch_add(1, Ordering::AcqRel) + 1;
         for thread in &self.threads {
-            // Full only if nobody reads it: then the thread is behind anyway.
-            let _ = (&thread.wake).write(&1_u64.to_ne_bytes());
+            wake(&thread.wake);
         }
         turn
     }
@@ -247,10 +303,14 @@ struct Seat {
     answered: Arc<AtomicU64>,
     wake: File,
     tally: Tally,
+    /// Number and mark (`None`: dropped) of packets of this queue that are judged.
+    verdicts: Vec<(u32, Option<u32>)>,
+    sender: reply::Sender,
 }
 
 impl Seat {
-    /// To be called before each batch: takes the tables of a new turn and answers it. False: it is time to end.
+    /// To be called before each batch: takes the tables of a new turn and answers it, and verdicts that another thread
+    /// came to. False: it is time to end.
     fn next_turn(&mut self) -> bool {
         let turn = self.shared.turn.load(Ordering::Acquire);
         if turn != self.turn {
@@ -259,6 +319,10 @@ impl Seat {
             self.tables = Arc::clone(&lock(&self.shared.tables));
             self.answered.store(turn, Ordering::Release);
             self.shared.answers.notify_one();
+            self.expire();
+        }
+        if let Some(mailbox) = self.shared.mailboxes.get(&self.queue) {
+            mailbox.take(&mut self.verdicts);
         }
         !self.shared.stopped.load(Ordering::Acquire)
     }
@@ -277,17 +341,48 @@ impl Seat {
         Ok(())
     }
 
-    /// The mark of a packet; `None`: it is dropped. Counts either.
-    fn mark(&mut self, octets: &[u8]) -> Option<u32> {
-        match self.tables.decide(octets) {
-            Ok((choice, length)) => {
-                self.tally.forwarded(choice.rank, choice.mark - crate::engine::FIRST_MARK, length);
+    /// Judges a packet: its verdict, and those of packets that waited for it, are put into `verdicts`, or into the mailbox
+    /// of the thread that holds them. Counts, and sends what is to be answered.
+    fn judge(&mut self, id: u32, octets: &[u8], gso: bool) {
+        let queued = Queued { queue: self.queue, id, octets, gso };
+        let shared = &self.shared;
+        let outcome = verdict(&self.tables, &shared.fragments, || shared.now(), queued);
+        for (held, verdict) in outcome.released {
+            self.settle(held.queue, held.id, verdict);
+        }
+        self.settle(self.queue, id, outcome.verdict);
+        if let Some(answer) = outcome.answer
+            && let Ok(packet) = parse(&answer)
+        {
+            self.sender.send(packet.source, packet.destination, &answer);
+        }
+    }
+
+    /// Counts a verdict and hands it to the thread that can give it.
+    fn settle(&mut self, queue: u16, id: u32, verdict: Verdict) {
+        let mark = match verdict {
+            Verdict::Hold => return,
+            Verdict::Forward(choice, length) => {
+                self.tally.forwarded(choice.rank, choice.mark - FIRST_MARK, length);
                 Some(choice.mark)
             }
-            Err(reason) => {
+            Verdict::Drop(reason) => {
                 self.tally.dropped(reason);
                 None
             }
+        };
+        if queue == self.queue {
+            self.verdicts.push((id, mark));
+        } else if let Some(mailbox) = self.shared.mailboxes.get(&queue) {
+            mailbox.put(id, mark);
+        }
+    }
+
+    /// Packets that waited for a first fragment for too long.
+    fn expire(&mut self) {
+        let late = lock(&self.shared.fragments).expire(self.shared.now());
+        for held in late {
+            self.settle(held.queue, held.id, Verdict::Drop(Reason::FragmentLost));
         }
     }
 }

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use martlet_netlink::nft::Rule as NftRule;
-use martlet_netlink::nft::{Base, Chain, Expression, Hook, MetaKey, Place, Queue, Register, Set, Table};
+use martlet_netlink::nft::{Address, Chain, Hook, Place, Queue, Set, Table};
 use martlet_netlink::{Action, Family, Mark, NextHop, Object, Owner, Route, RouteKind, Rule};
 
 use crate::engine::FIRST_MARK;
@@ -144,23 +144,21 @@ fn entries(first: u32, end: u32) -> Vec<(u32, u32)> {
 }
 
 /// The table that sends packets to VIPs to the queues.
-pub fn nftables(vips: &BTreeSet<IpNet>, queue: Queue) -> Table {
+///
+/// `defragment`: fragments are put together before. The kernel does so where a transparent proxy could want to see whole
+/// packets, even if its rule never matches; connection tracking, which would do so too, is not needed.
+pub fn nftables(vips: &BTreeSet<IpNet>, queue: Queue, defragment: bool) -> Table {
     let mut table = Table { name: NFT_TABLE.into(), ..Table::default() };
     let mut rules = Vec::new();
-    for (family, name, number, offset, length) in
-        [(Family::Ipv4, "vips-4", 2, 16, 4), (Family::Ipv6, "vips-6", 10, 24, 16)]
-    {
+    for (family, set) in [(Family::Ipv4, "vips-4"), (Family::Ipv6, "vips-6")] {
         let elements = vips.iter().filter(|vip| Family::of(vip) == family).copied().collect();
-        table.sets.insert(name.into(), Set::Prefixes { family, elements });
-        let register = Register(0);
-        rules.push(NftRule(vec![
-            Expression::Meta { key: MetaKey::Family, to: register },
-            Expression::Compare { register, equal: true, value: vec![number] },
-            Expression::Payload { base: Base::Network, offset, length, to: register },
-            Expression::Lookup { register, set: name.into(), found: true },
-            Expression::Counter,
-            Expression::Queue(queue),
-        ]));
+        table.sets.insert(set.into(), Set::Prefixes { family, elements });
+        rules.push(NftRule::new().address_in(family, Address::Destination, set).counter().queue(queue));
+    }
+    if defragment {
+        let hook = Some(Hook { place: Place::Prerouting, priority: -300 });
+        let rules = Family::ALL.map(NftRule::defragment).to_vec();
+        table.chains.insert("defragment".into(), Chain { hook, rules });
     }
     let hook = Some(Hook { place: Place::Prerouting, priority: 0 });
     table.chains.insert("prerouting".into(), Chain { hook, rules });

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::control::{Control, remove};
-use crate::engine::Tables;
+use crate::engine::{Policy, Tables};
 use crate::maglev::Size;
 use crate::queue::{Queues, Settings as QueueSettings};
 use crate::readiness::Server;
@@ -43,6 +43,8 @@ pub struct Options {
     pub fanout: bool,
     /// How long packets are forwarded after the router was told that we end.
     pub drain: Duration,
+    /// Reject or drop, and fragments.
+    pub policy: Policy,
     /// Slots of each Maglev table, a prime; `None`: by the most endpoints that a Service may have.
     pub table_size: Option<u32>,
 }
@@ -60,6 +62,7 @@ impl Default for Options {
             bypass: false,
             fanout: false,
             drain: Duration::from_secs(10),
+            policy: Policy::default(),
             table_size: None,
         }
     }
@@ -88,7 +91,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 /// See [`run`].
 pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> anyhow::Result<()> {
     let size = options.table_size.map(Size::new).transpose()?;
-    let settings = Settings { internal_interface: options.internal_interface.clone(), size };
+    let settings = Settings { internal_interface: options.internal_interface.clone(), policy: options.policy, size };
     let (kernel, mut events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
     let form = nft.probe_queue().context("no rule can send packets to a queue")?;

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use martlet_api::view::{Endpoint, Service, View};
 use martlet_netlink::Link;
 
-use crate::engine::{Backend, FIRST_MARK, Tables};
+use crate::engine::{Backend, FIRST_MARK, Policy, Tables};
 use crate::flow::Classifier;
 use crate::hash::Seed;
 use crate::maglev::{Size, Table};
@@ -123,6 +123,8 @@ pub struct Targets {
 pub struct Settings {
     /// The interface to the endpoints; `None`: whichever has an address of their network.
     pub internal_interface: Option<Arc<str>>,
+    /// What the operator chose.
+    pub policy: Policy,
     /// The size of all Maglev tables; `None`: by the most endpoints that a Service may have.
     pub size: Option<Size>,
 }
@@ -179,8 +181,26 @@ pub fn targets(
     let classifier = Classifier::new(&view.routes);
     let of_route = |name| view.routes.get(name).and_then(|route| backends.get(&*route.backend)).map(Arc::clone);
     let by_rank = classifier.names().iter().map(of_route).collect();
-    made.tables = Arc::new(Tables::new(seed, classifier, by_rank));
+    let mtus = mtus(&made.hops, links);
+    made.tables = Arc::new(Tables::new(seed, classifier, by_rank).with(mtus, settings.policy));
     made
+}
+
+/// What fits through the links, by mark less the first; 0: unknown, or no such mark. Both families of an endpoint have the
+/// smaller one.
+fn mtus(hops: &BTreeSet<Hop>, links: &BTreeMap<u32, Link>) -> Vec<u32> {
+    let mut mtus = Vec::new();
+    for hop in hops {
+        let Some(link) = links.get(&hop.interface) else { continue };
+        let number = usize::try_from(hop.mark - FIRST_MARK).unwrap_or_default();
+        if mtus.len() <= number {
+            mtus.resize(number + 1, 0);
+        }
+        if let Some(mtu) = mtus.get_mut(number) {
+            *mtu = if *mtu == 0 { link.mtu } else { link.mtu.min(*mtu) };
+        }
+    }
+    mtus
 }
 
 /// The addresses of an endpoint.

@@ -30,6 +30,14 @@ fn tables() -> Tables {
     Tables::new(seed, classifier, vec![Some(backend("b", 5100, &[])), Some(backend("a", 5000, &[0, 1, 2]))])
 }
 
+impl Tables {
+    /// What becomes of a whole packet.
+    fn decide(&self, octets: &[u8]) -> Result<(Choice, u32), Reason> {
+        let packet = parse(octets)?;
+        Ok((self.fate(&packet)?, packet.length))
+    }
+}
+
 fn flow(protocol: u8, source_port: u16, destination_port: u16) -> Flow {
     let (source, destination) = (Ipv4Addr::new(192, 168, 1, 1).into(), Ipv4Addr::new(20, 0, 0, 1).into());
     Flow { source, destination, protocol, source_port, destination_port }

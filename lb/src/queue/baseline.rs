@@ -1,6 +1,6 @@
 //! The queue loop of the crate `nfq`: one packet and one verdict a system call. The baseline of the benchmark.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::RawFd;
@@ -44,26 +44,37 @@ fn descriptors() -> io::Result<BTreeSet<RawFd>> {
 
 /// Serves the queue until it is time to end.
 pub(super) fn run(mut seat: Seat, mut bound: Bound) -> io::Result<()> {
+    // Packets without a verdict by their number.
+    let mut waiting: BTreeMap<u32, nfq::Message> = BTreeMap::new();
     while seat.next_turn() {
-        let mut message = match bound.queue.recv() {
-            Ok(message) => message,
+        match bound.queue.recv() {
+            Ok(message) => {
+                seat.next_turn();
+                seat.tally.batch(1);
+                let id = message.get_packet_id();
+                seat.judge(id, message.get_payload(), message.is_seg_offloaded());
+                waiting.insert(id, message);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                seat.wait_raw(bound.socket)?;
-                continue;
+                if seat.verdicts.is_empty() {
+                    seat.wait_raw(bound.socket)?;
+                    continue;
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
-        };
-        seat.next_turn();
-        seat.tally.batch(1);
-        match seat.mark(message.get_payload()) {
-            Some(mark) => {
-                message.set_nfmark(mark);
-                message.set_verdict(nfq::Verdict::Accept);
-            }
-            None => message.set_verdict(nfq::Verdict::Drop),
         }
-        bound.queue.verdict(message)?;
+        for (id, mark) in seat.verdicts.drain(..) {
+            let Some(mut message) = waiting.remove(&id) else { continue };
+            match mark {
+                Some(mark) => {
+                    message.set_nfmark(mark);
+                    message.set_verdict(nfq::Verdict::Accept);
+                }
+                None => message.set_verdict(nfq::Verdict::Drop),
+            }
+            bound.queue.verdict(message)?;
+        }
     }
     Ok(())
 }

@@ -33,30 +33,36 @@ fn buffer_size(copy_range: u16) -> usize {
 /// Serves the queue until it is time to end.
 pub(super) fn run(mut seat: Seat, socket: &OwnedFd, copy_range: u16) -> io::Result<()> {
     let mut batch = sys::Batch::new(BATCH, buffer_size(copy_range));
-    let mut verdicts = Requests::default();
+    let mut requests = Requests::default();
     while seat.next_turn() {
-        let received = match batch.receive(socket.as_fd()) {
-            Ok(received) => received,
+        match batch.receive(socket.as_fd()) {
+            Ok(received) => {
+                // The tables may have changed while we slept: a packet is never asked against those of an older turn.
+                seat.next_turn();
+                let mut packets = 0;
+                for message in batch.datagrams(received).flat_map(messages) {
+                    if let Message::Packet { id, payload, gso } = message {
+                        packets += 1;
+                        seat.judge(id, payload, gso);
+                    }
+                }
+                seat.tally.batch(packets);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                seat.wait(socket.as_fd())?;
-                continue;
+                if seat.verdicts.is_empty() {
+                    seat.wait(socket.as_fd())?;
+                    continue;
+                }
             }
-            Err(error) if is_passing(&error) => continue,
+            Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
-        };
-        // The tables may have changed while we slept: a packet is never asked against those of an older turn.
-        seat.next_turn();
-        verdicts.clear();
-        let mut packets = 0;
-        for message in batch.datagrams(received).flat_map(messages) {
-            if let Message::Packet { id, payload, .. } = message {
-                packets += 1;
-                verdicts.verdict(seat.queue, id, seat.mark(payload));
-            }
         }
-        if packets > 0 {
-            seat.tally.batch(packets);
-            match sys::send(socket.as_fd(), verdicts.as_octets()) {
+        requests.clear();
+        for (id, mark) in seat.verdicts.drain(..) {
+            requests.verdict(seat.queue, id, mark);
+        }
+        if !requests.as_octets().is_empty() {
+            match sys::send(socket.as_fd(), requests.as_octets()) {
                 Err(error) if !is_passing(&error) => return Err(error),
                 _ => {}
             }
