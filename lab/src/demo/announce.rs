@@ -40,7 +40,7 @@ pub(super) fn sessions(demo: &mut Demo) -> Result<String> {
 }
 
 /// Waits until the gateway sees both sessions Established and both BFD sessions Up.
-pub fn sessions_up(world: &World) -> Result<()> {
+pub(crate) fn sessions_up(world: &World) -> Result<()> {
     until("both sessions Established with BFD Up at the gateway", 2 * LIMIT, || {
         world.check_alive()?;
         let neighbors = world.frr.neighbors()?;
@@ -51,7 +51,7 @@ pub fn sessions_up(world: &World) -> Result<()> {
 }
 
 /// Waits until the gateway's BGP table has both VIPs, or neither.
-pub fn vips_at_gateway(world: &World, there: bool) -> Result<()> {
+pub(crate) fn vips_at_gateway(world: &World, there: bool) -> Result<()> {
     let what = if there { "both VIPs in the gateway's BGP table" } else { "no VIP in the gateway's BGP table" };
     until(what, LIMIT, || {
         let learned = world.frr.learned()?;
@@ -96,7 +96,7 @@ fn withdraws(event: &Event, family: &Family) -> bool {
 }
 
 /// Waits for the UPDATEs that announce both VIPs: how long after `since` each was at the gateway.
-pub fn announced(world: &mut World, since: SystemTime) -> Result<Vec<Duration>> {
+pub(crate) fn announced(world: &mut World, since: SystemTime) -> Result<Vec<Duration>> {
     let of = |family: &Family| {
         let what = format!("an UPDATE that announces {}", family.vip);
         world.capture.wait(&what, since, LIMIT, |event| announces(event, family)).map(|event| after(since, event.at))
@@ -105,7 +105,7 @@ pub fn announced(world: &mut World, since: SystemTime) -> Result<Vec<Duration>> 
 }
 
 /// Waits for the UPDATEs that withdraw both VIPs: how long after `since` each was at the gateway.
-pub fn withdrawn(world: &mut World, since: SystemTime) -> Result<Vec<Duration>> {
+pub(crate) fn withdrawn(world: &mut World, since: SystemTime) -> Result<Vec<Duration>> {
     let of = |family: &Family| {
         let what = format!("an UPDATE that withdraws {}", family.vip);
         world.capture.wait(&what, since, LIMIT, |event| withdraws(event, family)).map(|event| after(since, event.at))
@@ -114,7 +114,7 @@ pub fn withdrawn(world: &mut World, since: SystemTime) -> Result<Vec<Duration>> 
 }
 
 /// `IPv4 12.3 ms, IPv6 12.5 ms`.
-pub fn of_families(times: &[Duration]) -> String {
+pub(super) fn of_families(times: &[Duration]) -> String {
     let each = FAMILIES.iter().zip(times).map(|(family, time)| format!("{} {}", family.name, show(*time)));
     each.collect::<Vec<_>>().join(", ")
 }
@@ -131,7 +131,7 @@ pub(super) fn ready(demo: &mut Demo) -> Result<String> {
 }
 
 /// Waits until the gateway forwards to both VIPs: how long after `since` the later one was installed.
-pub fn in_gateways_kernel(world: &World, since: SystemTime) -> Result<Duration> {
+pub(crate) fn in_gateways_kernel(world: &World, since: SystemTime) -> Result<Duration> {
     let mut last = Duration::ZERO;
     for family in FAMILIES {
         let vip = family.vip.to_string();

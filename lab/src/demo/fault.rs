@@ -116,10 +116,6 @@ pub fn default_route(demo: &mut Demo) -> Result<String> {
 /// Step 8.
 pub fn cut(demo: &mut Demo) -> Result<String> {
     let world = &mut demo.world;
-    // The network where the pod's main table leads; and what reaches the pod from the applications.
-    let mut primary = Capture::start(&world.lab, &world.primary, "eth0", BGP_PORT, "ip or ip6")?;
-    let filter = format!("udp dst port {EGRESS_PORT}");
-    let mut inside = Capture::start(&world.lab, &world.pod, INTERNAL, BGP_PORT, &filter)?;
     let sinks = sinks(world)?;
     let start = SystemTime::now();
     world.fabric.cut(GATEWAY_PORT, Cut::Silent)?;
@@ -131,13 +127,7 @@ pub fn cut(demo: &mut Demo) -> Result<String> {
         Ok(if FAMILIES.iter().all(is_down) { Seen::Yes(()) } else { Seen::not_yet(format!("{neighbors:?}")) })
     })?;
     vips_at_gateway(world, false)?;
-    let sent = leak(world, &mut inside)?;
-    control(world, &mut primary)?;
-    let leaked = primary.count(|event| FAMILIES.iter().any(|family| concerns(event, family.vip)))?;
-    ensure!(leaked == 0, "{leaked} packets from or to a VIP left by the main table");
-    for capture in [&primary, &inside] {
-        capture.stop()?;
-    }
+    let sent = no_leak(world)?;
     let mended = SystemTime::now();
     world.fabric.mend(GATEWAY_PORT)?;
     sessions_up(world)?;
@@ -152,8 +142,23 @@ pub fn cut(demo: &mut Demo) -> Result<String> {
     Ok(format!("routes gone {gone} after the cut (BFD: 1.5 s); 0 of {sent} leaked; back after {back}"))
 }
 
+/// What the applications send from the VIPs reaches the pod, and does not leave by its main table. Returns how much was sent.
+fn no_leak(world: &World) -> Result<usize> {
+    let mut primary = Capture::start(&world.lab, &world.primary, "eth0", BGP_PORT, "ip or ip6")?;
+    let filter = format!("udp dst port {EGRESS_PORT}");
+    let mut inside = Capture::start(&world.lab, &world.pod, INTERNAL, BGP_PORT, &filter)?;
+    let sent = send_all(world, &mut inside)?;
+    control(world, &mut primary)?;
+    for capture in [&primary, &inside] {
+        capture.stop()?;
+    }
+    let leaked = primary.count(|event| FAMILIES.iter().any(|family| concerns(event, family.vip)))?;
+    ensure!(leaked == 0, "{leaked} packets from or to a VIP left by the main table");
+    Ok(sent)
+}
+
 /// Every application sends from every VIP; all that was sent reached the pod.
-fn leak(world: &World, inside: &mut Capture) -> Result<usize> {
+fn send_all(world: &World, inside: &mut Capture) -> Result<usize> {
     let mut sent = 0;
     for family in FAMILIES {
         for application in &world.applications {
@@ -214,8 +219,9 @@ pub fn terminated(demo: &mut Demo) -> Result<String> {
         let status = process.wait(2 * LIMIT)?;
         ensure!(status.success(), "{} ended after SIGTERM with {status}", process.name());
     }
+    let sent = no_leak(world).context("nobody routes now, but rules and blackholes stay")?;
     let last = closed.iter().map(|(closed, _)| *closed).max().unwrap_or_default();
-    Ok(format!("withdrawn {}; session ended {} after the signal", of_families(&gone), show(last)))
+    Ok(format!("withdrawn {}; session ended {} after the signal; 0 of {sent} leaked", of_families(&gone), show(last)))
 }
 
 /// Step 10.

@@ -3,7 +3,7 @@
 //! `topology` builds the stage, `folder` edits the objects as a user would, `announce`, `traffic` and `fault` are the steps, `predict`
 //! the load balancer's own arithmetic.
 
-pub mod announce;
+pub(crate) mod announce;
 mod fault;
 pub mod folder;
 pub mod predict;
