@@ -1,4 +1,5 @@
 //! Every error of RFC 4271 section 6 and of what amends it: what comes in, and the code that goes out.
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
 mod puppet;
 
@@ -77,7 +78,7 @@ fn raw_open(version: u8, asn: u16, hold: u16, router_id: [u8; 4], rest: &[u8]) -
 #[test]
 fn open_message_errors() {
     let id = [10, 0, 0, 2];
-    let cases: [(&str, Vec<u8>, Option<(u8, u8)>); 26] = [
+    let cases: Vec<(&str, Vec<u8>, Option<(u8, u8)>)> = vec![
         ("version 3", raw_open(3, 65001, 90, id, &[0]), Some((2, 1))),
         ("version 5", raw_open(5, 65001, 90, id, &[0]), Some((2, 1))),
         ("AS 0", raw_open(4, 0, 90, id, &[0]), Some((2, 2))),
@@ -306,7 +307,9 @@ fn a_collision_is_resolved_by_identifier() {
         let config = NeighborConfig { passive: false, ..config() };
         let mut stage = Stage::new([(2, config)]);
         let mut configs = stage.configs.clone();
-        configs.values_mut().for_each(|config| config.passive = false);
+        for config in configs.values_mut() {
+            config.passive = false;
+        }
         stage.handle(martlet_bgp::Input::SetNeighbors(&configs));
         let (_, ours) = stage.connects[0].clone();
         let theirs = stage.connect(2).unwrap();

@@ -258,7 +258,9 @@ pub(crate) mod tests {
         let segment = (prop_oneof![Just(Kind::Set), Just(Kind::Sequence)], prop::collection::vec(asn, 1..6));
         prop::collection::vec(segment, 0..4).prop_map(|segments| {
             let mut octets = Vec::new();
-            segments.iter().for_each(|(kind, numbers)| put_segment(*kind, numbers, Width::Four, &mut octets));
+            for (kind, numbers) in segments {
+                put_segment(kind, &numbers, Width::Four, &mut octets);
+            }
             octets
         })
     }

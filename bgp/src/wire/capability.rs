@@ -238,7 +238,9 @@ pub(crate) mod tests {
         #[test]
         fn what_is_emitted_parses_to_the_same(all in prop::collection::vec(capability(), 0..8)) {
             let mut out = Vec::new();
-            all.iter().for_each(|one| one.put(&mut out));
+            for one in &all {
+                one.put(&mut out);
+            }
             prop_assert_eq!(Capability::parse_all(&out), Some(all));
         }
 
