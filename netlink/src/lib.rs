@@ -3,6 +3,8 @@
 //! [`model`] holds the values, [`diff()`] compares, [`kernel`] dumps, applies and watches, [`link`] knows neighbours and
 //! sysctls, [`nft`] writes nftables. Sockets are opened in the network namespace of the calling thread.
 
+#![warn(clippy::indexing_slicing)]
+
 mod datagram;
 mod diff;
 mod display;

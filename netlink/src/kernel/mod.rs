@@ -155,6 +155,7 @@ impl Kernel {
                 whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => answers.push(message),
+                    NetlinkPayload::Error(error) if socket::without_family(&error) => {}
                     NetlinkPayload::Error(error) => return Err(Error::io(failed)(error.to_io())),
                     _ => {}
                 }

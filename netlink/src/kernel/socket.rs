@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteMessage;
@@ -76,6 +76,11 @@ fn decode(octets: &[u8]) -> Option<Message> {
     Message::deserialize(octets)
         .inspect_err(|error| tracing::warn!(%error, "a netlink message was not understood"))
         .ok()
+}
+
+/// Whether the kernel does not know the family at all, so that nothing of it can be there: IPv6 may be left out.
+pub(super) fn without_family(error: &ErrorMessage) -> bool {
+    matches!(Reply::of(error).errno, libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
 }
 
 /// The socket of changes and hints.
@@ -315,7 +320,11 @@ impl Dump {
                 }
                 whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+                    }
                     NetlinkPayload::Done(_) => return Ok(whole),
+                    NetlinkPayload::Error(error) if without_family(&error) => return Ok(true),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => each(&route),
                     _ => {}
