@@ -103,11 +103,15 @@ impl Election {
 pub async fn elect(client: Client, namespace: String, me: String, times: Times, leads: watch::Sender<bool>) {
     let api = Api::<Lease>::namespaced(client, &namespace);
     let mut election = Election::new(&me, times);
+    let mut fault = None;
     loop {
         let attempt = tokio::time::timeout(times.deadline, attempt(&api, &mut election)).await;
-        if let Ok(Err(error)) = attempt {
-            tracing::warn!(%error, "lease {NAME}: cannot be read or written");
+        let new =
+            attempt.map_or_else(|_| Some("no answer".to_owned()), |result| result.err().map(|error| error.to_string()));
+        if let Some(error) = new.as_ref().filter(|_| new != fault) {
+            tracing::warn!(error, "lease {NAME}: cannot be read or written");
         }
+        fault = new;
         let now = election.leads(Instant::now());
         leads.send_if_modified(|before| std::mem::replace(before, now) != now);
         tokio::select! {

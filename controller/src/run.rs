@@ -1,6 +1,6 @@
 //! The controller as a process: watches, the election, and the loop around the plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -135,7 +135,7 @@ async fn with_rights(client: &Client, options: &Options, rights: Rights, health:
         settings,
         per_slice: options.per_slice,
         synced: BTreeSet::new(),
-        broken: BTreeSet::new(),
+        broken: BTreeMap::new(),
         notes: Vec::new(),
         retry: RETRY,
     };
@@ -152,7 +152,8 @@ struct Reconciler {
     settings: Settings,
     per_slice: usize,
     synced: BTreeSet<Kind>,
-    broken: BTreeSet<Kind>,
+    /// Kinds whose watch is broken, and why.
+    broken: BTreeMap<Kind, String>,
     notes: Vec<Note>,
     retry: Duration,
 }
@@ -227,8 +228,9 @@ impl Reconciler {
                 if first { Vec::new() } else { notes }
             }
             Change::Broken(kind, error) => {
-                if self.broken.insert(kind) {
+                if self.broken.get(&kind) != Some(&error) {
                     tracing::warn!(kind = kind.name(), error, "watch broke; what is known stays in use");
+                    self.broken.insert(kind, error);
                 }
                 return false;
             }

@@ -75,7 +75,7 @@ pub(crate) fn plain(kind: Kind, mut object: DynamicObject) -> Value {
     serde_json::to_value(object).unwrap_or_default()
 }
 
-/// 100 ms, doubled to 5 s: an API server that is back is found soon, one that suffers is not pressed.
+/// 100 ms, doubled to 2 s: an API server that is back is found soon, one that suffers is not pressed.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff(Duration);
 
@@ -90,7 +90,7 @@ impl Iterator for Backoff {
 
     fn next(&mut self) -> Option<Duration> {
         let now = self.0;
-        self.0 = (now * 2).min(Duration::from_secs(5));
+        self.0 = (now * 2).min(Duration::from_secs(2));
         Some(now)
     }
 }

@@ -44,7 +44,7 @@ const TESTS: &[Test] = tests![
     faults::revoked_rights_are_noticed_and_mended,
     faults::what_others_delete_or_change_comes_back,
     faults::the_api_server_dies_and_comes_back_after_a_compaction,
-    faults::a_thousand_routes_and_pods_are_followed_quickly,
+    faults::of_many_pods_a_change_touches_one_slice,
 ];
 
 fn main() -> ExitCode {

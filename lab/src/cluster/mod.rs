@@ -12,6 +12,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -44,7 +45,10 @@ pub struct Cluster<'lab> {
     programs: Programs,
     dir: PathBuf,
     etcd: Process,
-    server: Process,
+    server: Mutex<Process>,
+    /// Asks the thread that waits in [`Cluster::inside`] to start the server: a process of a lab ends with the thread that
+    /// started it.
+    ask: Mutex<Option<mpsc::Sender<mpsc::Sender<Result<()>>>>>,
     manager: Option<Process>,
 }
 
@@ -98,7 +102,7 @@ impl<'lab> Cluster<'lab> {
         run(Command::new("openssl").args(["genrsa", "-out"]).arg(dir.join("accounts.key")).arg("2048"))?;
         let etcd = start_etcd(lab, &namespace, &programs, &dir)?;
         let server = start_server(lab, &namespace, &programs, &dir)?;
-        let cluster = Self { lab, namespace, programs, dir, etcd, server, manager: None };
+        let cluster = Self { lab, namespace, programs, dir, etcd, server: Mutex::new(server), ask: Mutex::default(), manager: None };
         fs::write(cluster.kubeconfig(), cluster.kubeconfig_of(ADMIN))?;
         cluster.inside(async |cluster| cluster.ready().await?.install().await)?;
         Ok(cluster)
@@ -127,15 +131,23 @@ impl<'lab> Cluster<'lab> {
     /// # Errors
     /// What `work` returns, or the namespace cannot be entered.
     pub fn inside<T: Send>(&self, work: impl AsyncFnOnce(&Self) -> Result<T> + Send) -> Result<T> {
-        self.namespace.inside(|| runtime()?.block_on(work(self)))?
-    }
-
-    /// As [`Self::inside`], for work that kills and restarts the server.
-    ///
-    /// # Errors
-    /// What `work` returns, or the namespace cannot be entered.
-    pub fn inside_mut<T: Send>(&mut self, work: impl AsyncFnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
-        self.namespace.clone().inside(|| runtime()?.block_on(work(self)))?
+        let (ask, asked) = mpsc::channel::<mpsc::Sender<Result<()>>>();
+        *lock(&self.ask) = Some(ask);
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                let result = self.namespace.inside(|| {
+                    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+                    runtime.block_on(work(self))
+                });
+                *lock(&self.ask) = None;
+                result?
+            });
+            for answer in asked {
+                let started = start_server(self.lab, &self.namespace, &self.programs, &self.dir);
+                let _ = answer.send(started.map(|server| *lock(&self.server) = server));
+            }
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// The network namespace in which it listens on 127.0.0.1.
@@ -208,17 +220,20 @@ impl<'lab> Cluster<'lab> {
     /// # Errors
     /// It does not die.
     pub fn kill_server(&self) -> Result<()> {
-        self.server.signal(Signal::Kill)?;
-        self.server.wait(Duration::from_secs(10)).map(drop)
+        let server = lock(&self.server).clone();
+        server.signal(Signal::Kill)?;
+        server.wait(Duration::from_secs(10)).map(drop)
     }
 
-    /// Starts the API server again, on what etcd holds; to be followed by [`Self::ready`].
+    /// Starts the API server again, on what etcd holds; to be used inside, and followed by [`Self::ready`].
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn restart_server(&mut self) -> Result<()> {
-        self.server = start_server(self.lab, &self.namespace, &self.programs, &self.dir)?;
-        Ok(())
+    pub fn restart_server(&self) -> Result<()> {
+        let ask = lock(&self.ask).clone().context("not inside")?;
+        let (answer, answered) = mpsc::channel();
+        ask.send(answer)?;
+        answered.recv()?
     }
 
     /// Lets etcd forget the past: who asks for a version of it is told 410 Gone. To be called while the server is down, so that
@@ -263,13 +278,14 @@ impl<'lab> Cluster<'lab> {
                 },
                 Err(error) => error.to_string(),
             };
-            for process in [&self.etcd, &self.server] {
+            let server = lock(&self.server).clone();
+            for process in [&self.etcd, &server] {
                 if let Some(status) = process.ended() {
                     bail!("{} ended ({status}):\n{}", process.name(), process.tail(20));
                 }
             }
             if start.elapsed() > START_LIMIT {
-                bail!("the API server is not ready after {START_LIMIT:?}: {seen}\n{}", self.server.tail(20));
+                bail!("the API server is not ready after {START_LIMIT:?}: {seen}\n{}", server.tail(20));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -311,8 +327,8 @@ fn start_server(lab: &Lab, namespace: &Namespace, programs: &Programs, dir: &Pat
     lab.spawn("kube-apiserver", Some(namespace), command)
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn run(command: &mut Command) -> Result<()> {
