@@ -312,8 +312,10 @@ impl Mirror {
             return Vec::new();
         }
         let free = |key: &&Key| !self.waits.get(*key).is_some_and(|wait| wait.active);
-        let leaving: Vec<Key> = self.leaving.iter().filter(free).take(BATCH / 2).cloned().collect();
-        let coming: Vec<Key> = self.coming.iter().filter(free).take(BATCH - leaving.len()).cloned().collect();
+        let coming: Vec<Key> = self.coming.iter().filter(free).take(BATCH).cloned().collect();
+        let leaving: Vec<Key> =
+            self.leaving.iter().filter(free).take(BATCH - coming.len().min(BATCH / 2)).cloned().collect();
+        let coming = coming.into_iter().take(BATCH - leaving.len());
         let mut changes = Vec::with_capacity(coming.len() + leaving.len());
         for key in coming {
             self.coming.remove(&key);

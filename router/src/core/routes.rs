@@ -111,7 +111,10 @@ impl Router {
         match failed {
             None => drop(self.routes.unresolved.remove(&prefix)),
             Some(failed) if self.routes.unresolved.len() < UNRESOLVED => {
-                if self.routes.unresolved.insert(prefix, failed.clone()).as_ref() != Some(&failed) {
+                // One line for a next hop, not one for each of its prefixes.
+                let told = self.routes.unresolved.values().any(|other| *other == failed);
+                self.routes.unresolved.insert(prefix, failed.clone());
+                if !told {
                     self.tell(Event::Unresolved(prefix, failed.0, failed.1));
                 }
             }
