@@ -216,7 +216,7 @@ pub enum Output {
 pub struct SessionStatus {
     /// Our state.
     pub state: State,
-    /// Since when.
+    /// Since when. It moves with every change: who reads Up twice with another `since` has missed a Down in between.
     pub since: Instant,
     /// Why it last left Up.
     pub diagnostic: Diagnostic,

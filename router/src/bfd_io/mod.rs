@@ -29,7 +29,7 @@ use martlet_bfd::{Change, Discard, SessionConfig, SessionId, SessionStatus, Sess
 use martlet_clock::Instant;
 use tokio::sync::{mpsc, watch};
 
-/// What is known of every session. The channel is closed when the thread has ended: then nothing is known any more.
+/// What is known of every session. When the thread ends, by a panic too, nothing is known any more and the channel closes.
 pub type Status = Arc<BTreeMap<SessionId, SessionStatus>>;
 
 /// Events that wait for the log before further ones are dropped (and counted).

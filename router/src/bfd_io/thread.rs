@@ -49,6 +49,13 @@ pub(super) struct Loop {
     pub refresh_at: Instant,
 }
 
+/// However the thread ends, nobody goes on believing what it said last.
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.status.send_if_modified(|told| !std::mem::take(told).is_empty());
+    }
+}
+
 impl Loop {
     /// Runs until the handle is dropped.
     pub fn run(mut self) {
