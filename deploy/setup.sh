@@ -52,9 +52,10 @@ install_packages() {
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod 755 $policy
     export DEBIAN_FRONTEND=noninteractive
+    # Another one may be installing: wait for it.
     # shellcheck disable=SC2086 # a list of words
-    if ! { apt-get install -qq -y --no-install-recommends $missing ||
-        { apt-get update -qq && apt-get install -qq -y --no-install-recommends $missing; }; } >"$log" 2>&1; then
+    install_now() { apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 $missing; }
+    if ! { install_now || { apt-get update -qq && install_now; }; } >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         fail "cannot install: $missing"
     fi

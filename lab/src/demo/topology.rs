@@ -181,6 +181,8 @@ impl World {
         command.arg(what).arg("--config-dir").arg(self.folder.path()).args(["--gateway", GATEWAY]);
         // Two seconds are enough to see that what still comes is forwarded.
         command.env("MARTLET_DRAIN", "2");
+        // Two labs share the file system: each keeps its control sockets in its own folder.
+        command.env("MARTLET_CONTROL_SOCKET", self.lab.dir().join(format!("{what}-control.sock")));
         command
     }
 
