@@ -209,3 +209,114 @@ impl Net for KernelNet {
         log_key(sys::set_md5(stream.as_fd(), address, key), address);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const GENEROUS: Duration = Duration::from_secs(20);
+
+    fn free_port() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    fn key(text: &str) -> Option<Key> {
+        Some(Key(text.as_bytes().into()))
+    }
+
+    fn listeners(port: u16, key: Option<Key>) -> Listeners {
+        let listener = Listener { interface: "lo".into(), index: 1, family: Family::Ipv4, port };
+        let caller = Caller { key, ttl: 1, min_ttl: None };
+        [(listener, [(IpAddr::V4(Ipv4Addr::LOCALHOST), caller)].into())].into()
+    }
+
+    fn transport(port: u16, key: Option<Key>) -> Transport {
+        Transport {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            interface: Arc::from("lo"),
+            local_port: port,
+            remote_port: port,
+            source: None,
+            ttl: 1,
+            min_ttl: None,
+            multihop: false,
+            key,
+        }
+    }
+
+    async fn accept(net: &mut KernelNet) -> Accepted<TcpStream> {
+        tokio::time::timeout(GENEROUS, poll_fn(|cx| net.poll_accept(cx))).await.expect("a connection")
+    }
+
+    #[tokio::test]
+    async fn a_connection_belongs_to_its_interface_and_carries_bytes() {
+        let port = free_port();
+        let mut net = KernelNet::new();
+        net.listen(&listeners(port, None));
+        let mut other = KernelNet::new();
+        let connecting = other.connect(&transport(port, None));
+        let (accepted, opened) = tokio::join!(accept(&mut net), connecting);
+        let (mut stream, local, remote) = opened.unwrap();
+        assert_eq!(&*accepted.interface, "lo");
+        assert_eq!((accepted.remote, accepted.local), (local, remote));
+        net.set_up(&accepted.stream, &Caller { key: None, ttl: 255, min_ttl: None });
+        stream.write_all(b"open").await.unwrap();
+        let mut bytes = [0; 4];
+        let mut theirs = accepted.stream;
+        theirs.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"open");
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_a_refusal_and_no_interface_has_a_name() {
+        let mut net = KernelNet::new();
+        let refused = net.connect(&transport(free_port(), None)).await;
+        assert_eq!(refused.unwrap_err(), CloseReason::Refused);
+        let missing = Transport { interface: "no-such-link".into(), ..transport(1, None) };
+        let Err(CloseReason::Other(text)) = net.connect(&missing).await else { panic!("connected") };
+        assert!(text.contains("No such device"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_wrong_password_is_never_answered_and_one_rolled_on_the_living_listener_is() {
+        let port = free_port();
+        let mut net = KernelNet::new();
+        net.listen(&listeners(port, key("old")));
+        let mut other = KernelNet::new();
+        // The kernel drops the SYN: nothing ever comes back.
+        let wrong = other.connect(&transport(port, key("new")));
+        tokio::select! {
+            biased;
+            opened = wrong => panic!("{opened:?}"),
+            _ = poll_fn(|cx| net.poll_accept(cx)) => panic!("accepted with a wrong password"),
+            () = tokio::time::sleep(Duration::from_millis(300)) => {}
+        }
+        net.listen(&listeners(port, key("new")));
+        let right = other.connect(&transport(port, key("new")));
+        let (accepted, opened) = tokio::join!(accept(&mut net), right);
+        let (mut stream, ..) = opened.unwrap();
+        let mut theirs = accepted.stream;
+        // And on the living connection, both ends: no new session.
+        net.rekey(&theirs, stream.local_addr().unwrap().ip(), key("newer").as_ref());
+        other.rekey(&stream, theirs.local_addr().unwrap().ip(), key("newer").as_ref());
+        stream.write_all(b"still").await.unwrap();
+        let mut bytes = [0; 5];
+        tokio::time::timeout(GENEROUS, theirs.read_exact(&mut bytes)).await.unwrap().unwrap();
+        assert_eq!(&bytes, b"still");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_wanted_is_no_longer_listened_on() {
+        let port = free_port();
+        let mut net = KernelNet::new();
+        net.listen(&listeners(port, None));
+        net.listen(&Listeners::new());
+        let refused = KernelNet::new().connect(&transport(port, None)).await;
+        assert_eq!(refused.unwrap_err(), CloseReason::Refused);
+    }
+}
