@@ -1,14 +1,12 @@
 //! RFC 5880 section 6.8 beyond reception: when packets leave, what they say, when silence is too long.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use common::alone::Alone;
-use common::packet::{ADMIN_DOWN, DOWN, INIT, POLL, UP, packet};
-use common::{Network, World, at, config, meta, ms};
+use crate::alone::Alone;
+use crate::packet::{ADMIN_DOWN, DOWN, INIT, POLL, UP, packet};
+use crate::world::{Network, World, at, config, meta, ms};
 use martlet_bfd::{
     Auth, AuthKey, AuthKind, Change, Diagnostic, Discard, Input, Meta, Output, SessionConfig, SessionId, Sessions,
     State,
@@ -109,7 +107,7 @@ fn repeating_the_wish_does_nothing() {
 
 #[test]
 fn a_new_multiplier_is_told_with_the_next_packet_and_polled_only_in_demand_mode() {
-    for flags in [0, common::packet::DEMAND] {
+    for flags in [0, crate::packet::DEMAND] {
         let mut end = Alone::up(&config(100, 3));
         let mut told = packet(UP, end.ours());
         (told.flags, told.multiplier) = (flags, 20);
@@ -346,13 +344,13 @@ fn loop_back(sessions: &mut Sessions, from_ms: u64, to_ms: u64) -> Vec<Change> {
 fn a_neighbour_without_bfd_is_supervised_by_our_own_packets() {
     let config = SessionConfig { echo: Some(ms(50)), unaffiliated: true, ..config(100, 3) };
     let mut sessions = Sessions::new(9);
-    sessions.handle(at(0), Input::SetSessions(&BTreeMap::from([(common::session(0), config)])));
+    sessions.handle(at(0), Input::SetSessions(&BTreeMap::from([(crate::world::session(0), config)])));
     let up: Vec<State> = loop_back(&mut sessions, 0, 5000).iter().map(|change| change.to).collect();
     assert_eq!(up, [State::Init, State::Up]);
-    let status = sessions.status()[&common::session(0)].clone();
+    let status = sessions.status()[&crate::world::session(0)].clone();
     assert_eq!((status.transmit_interval, status.detection_time), (ms(50), ms(150)));
     sessions.handle(at(5200), Input::Timeout);
-    let status = sessions.status()[&common::session(0)].clone();
+    let status = sessions.status()[&crate::world::session(0)].clone();
     assert_eq!((status.state, status.diagnostic), (State::Down, Diagnostic::EchoFailed));
     assert_eq!(status.transmit_interval, Duration::from_secs(1));
 }

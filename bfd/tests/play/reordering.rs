@@ -1,8 +1,6 @@
 //! A network that reorders and doubles packets takes no session down: not at the start, not while parameters change.
 
-mod common;
-
-use common::{Network, World, at, config};
+use crate::world::{Network, World, at, config};
 use martlet_bfd::State;
 use proptest::prelude::*;
 
@@ -44,11 +42,11 @@ proptest! {
         world.run(at(8_000));
         for (end, min_tx, min_rx, pause) in changes {
             let mut changed = config(min_tx, 5);
-            changed.min_rx = common::ms(min_rx);
+            changed.min_rx = crate::world::ms(min_rx);
             world.configure(end, &changed);
-            world.run(world.now + common::ms(pause));
+            world.run(world.now + crate::world::ms(pause));
         }
-        world.run(world.now + common::ms(60_000));
+        world.run(world.now + crate::world::ms(60_000));
         prop_assert_eq!(world.states(), [State::Up; 2]);
         prop_assert_eq!(world.flaps(), 0, "{:?}", world.story);
     }

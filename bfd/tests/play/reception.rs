@@ -1,14 +1,12 @@
 //! RFC 5880 section 6.8.6, rule by rule, in its order and by its words; then RFC 5881 section 5 and RFC 5883 section 4.
 
-mod common;
-
 use std::net::IpAddr;
 
-use common::alone::Alone;
-use common::packet::{
+use crate::alone::Alone;
+use crate::packet::{
     ADMIN_DOWN, AUTHENTICATED, DEMAND, DOWN, FINAL, INIT, MULTIPOINT, POLL, Packet, THEIRS, UP, packet,
 };
-use common::{at, config, meta, ms};
+use crate::world::{at, config, meta, ms};
 use martlet_bfd::{Auth, AuthKey, AuthKind, Diagnostic, Discard, Input, SessionConfig, State};
 
 /// A session at 100 ms x 3 that is Up hears one packet that breaks one rule: it is discarded for that rule, and is not

@@ -1,10 +1,8 @@
 //! Whatever comes, whenever: no panic, no deadline in the past, no flood, no packet that breaks the RFC's own rules.
 
-mod common;
-
-use common::alone::Alone;
-use common::packet::{FINAL, POLL, Packet, THEIRS, UP};
-use common::{Network, World, at, config, meta, ms};
+use crate::alone::Alone;
+use crate::packet::{FINAL, POLL, Packet, THEIRS, UP};
+use crate::world::{Network, World, at, config, meta, ms};
 use martlet_bfd::{Auth, AuthKey, AuthKind, SessionConfig, State};
 use proptest::prelude::*;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use martlet_bfd::{Change, Discard, Input, Meta, Output, SessionConfig, SessionId, SessionStatus, Sessions, State};
 use martlet_clock::Instant;
 
-use super::packet::{DOWN, INIT, POLL, Packet, UP, packet};
-use super::{at, meta, session};
+use crate::packet::{DOWN, INIT, POLL, Packet, UP, packet};
+use crate::world::{at, meta, session};
 
 /// One end with one session.
 pub struct Alone {
@@ -38,7 +38,7 @@ impl Alone {
         alone.run(at(400));
         alone.tell_up(at(400), UP);
         let mut answer = packet(UP, alone.ours());
-        answer.flags = super::packet::FINAL;
+        answer.flags = crate::packet::FINAL;
         alone.hears(at(500), &answer);
         for millis in (600..=1000).step_by(100) {
             alone.run(at(millis));

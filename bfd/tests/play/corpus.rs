@@ -3,11 +3,9 @@
 //! Each is given to a session that is Up; our discriminator is written in the place of `abcdef12`. Packets with digests,
 //! which bear no such change, are in `auth`.
 
-mod common;
-
-use common::alone::Alone;
-use common::packet::{FINAL, Packet};
-use common::{at, config, meta};
+use crate::alone::Alone;
+use crate::packet::{FINAL, Packet};
+use crate::world::{at, config, meta};
 use martlet_bfd::{Diagnostic, State};
 
 /// What becomes of a packet.

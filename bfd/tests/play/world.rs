@@ -1,8 +1,4 @@
 //! Two ends and a network between them that delays, reorders, doubles and loses: what the plays of these tests run in.
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
-pub mod alone;
-pub mod packet;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
