@@ -42,41 +42,52 @@ fn an_address_counts_only_after_duplicate_address_detection() {
     });
 }
 
+/// A named network namespace that goes when its owner does, however the test ends.
+struct Far(String);
+
+impl Far {
+    fn new() -> Self {
+        let name = format!("martlet-far-{}", std::process::id());
+        ip(&format!("netns add {name}"));
+        Self(name)
+    }
+
+    fn ip(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.0));
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        ip(&format!("netns del {}", self.0));
+    }
+}
+
 #[test]
 fn a_probe_finds_who_answers_and_who_does_not() {
     in_namespace(async || {
         let (a, _) = two_links();
         // The far end of the link answers from a namespace of its own.
-        let far = format!("martlet-{}", std::process::id());
-        ip(&format!("netns add {far}"));
-        let play = async || {
-            ip(&format!("link set left-far netns {far}"));
-            ip(&format!("-n {far} addr add 192.0.2.2/24 dev left-far"));
-            ip(&format!("-n {far} addr add 2001:db8::2/64 dev left-far nodad"));
-            ip(&format!("-n {far} link set left-far up"));
-            sysctl::write("ipv4/neigh/left/retrans_time_ms", "50").unwrap();
-            sysctl::write("ipv6/neigh/left/retrans_time_ms", "50").unwrap();
-            let (mut kernel, _events) = Kernel::open(owner()).unwrap();
-            let all = ["192.0.2.2", "2001:db8::2", "192.0.2.3", "2001:db8::3"].map(|text| text.parse().unwrap());
-            for round in 0..2 {
-                for address in all {
-                    kernel.probe_neighbor(a, address).unwrap_or_else(|error| panic!("round {round}: {error}"));
-                }
-                for (address, expected) in all.into_iter().zip([true, true, false, false]) {
-                    wait_for(
-                        &mut kernel,
-                        a,
-                        address,
-                        if expected { Reachability::Reachable } else { Reachability::Failed },
-                    )
-                    .await;
-                }
+        let far = Far::new();
+        ip(&format!("link set left-far netns {}", far.0));
+        far.ip("addr add 192.0.2.2/24 dev left-far");
+        far.ip("addr add 2001:db8::2/64 dev left-far nodad");
+        far.ip("link set left-far up");
+        sysctl::write("ipv4/neigh/left/retrans_time_ms", "50").unwrap();
+        sysctl::write("ipv6/neigh/left/retrans_time_ms", "50").unwrap();
+        let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+        let all = ["192.0.2.2", "2001:db8::2", "192.0.2.3", "2001:db8::3"].map(|text| text.parse().unwrap());
+        for round in 0..2 {
+            for address in all {
+                kernel.probe_neighbor(a, address).unwrap_or_else(|error| panic!("round {round}: {error}"));
             }
-            let error = kernel.probe_neighbor(9999, all[0]).unwrap_err().to_string();
-            assert!(error.starts_with("the kernel refuses a probe of 192.0.2.2 on interface 9999"), "{error}");
-        };
-        play().await;
-        ip(&format!("netns del {far}"));
+            for (address, answers) in all.into_iter().zip([true, true, false, false]) {
+                let expected = if answers { Reachability::Reachable } else { Reachability::Failed };
+                wait_for(&mut kernel, a, address, expected).await;
+            }
+        }
+        let error = kernel.probe_neighbor(9999, all[0]).unwrap_err().to_string();
+        assert!(error.starts_with("the kernel refuses a probe of 192.0.2.2 on interface 9999"), "{error}");
     });
 }
 
