@@ -270,13 +270,19 @@ cases! { L34Route, route(),
             [{"port": 0, "protocol": "TCP", "targetPort": 8080}], [{"port": 80, "protocol": "TCP", "targetPort": 65536}],
             [{"port": 80, "protocol": "TCP", "targetPort": 1}, {"port": 80, "protocol": "TCP", "targetPort": 2}],
         ];
-    sctp_in_udp_has_a_port: "sctpInUdpPort", good [9899], bad [0, 65536];
+    sctp_in_udp_needs_sctp: "sctpInUdpPort", good [], bad [9899];
 }
 
 #[test]
 fn every_rule_compiles() {
     assert!(!Server::of::<GatewayRouter>().rules.has_errors());
     assert!(!Server::of::<L34Route>().rules.has_errors());
+}
+
+#[test]
+fn sctp_in_udp_has_a_port() {
+    let sctp = with(route(), "protocols", json!(["TCP", "SCTP"]));
+    check::<L34Route>(&sctp, "sctpInUdpPort", &[json!(9899), json!(1)], &[json!(0), json!(65536)]);
 }
 
 #[test]

@@ -34,7 +34,11 @@ use super::rules;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = rules::byte_matches_of_the_route())]
+#[x_kube(
+    validation = rules::byte_matches_of_the_route(),
+    validation = Rule::new("!has(self.sctpInUdpPort) || 'SCTP' in self.protocols")
+        .message("sctpInUdpPort needs SCTP in protocols")
+)]
 pub struct L34RouteSpec {
     /// The Gateway: exactly one, in the namespace of the route.
     #[schemars(length(max = 16))]
@@ -71,7 +75,8 @@ pub struct L34RouteSpec {
     /// TCP, UDP, SCTP.
     #[schemars(length(min = 1, max = 3))]
     pub protocols: Vec<Protocol>,
-    /// Bytes of the transport header, or of what follows it: `tcp[0:2] & 0xff00 = 0x1200`. All must match.
+    /// Bytes of the transport header, or of what follows it: `tcp[0:2] & 0xff00 = 0x1200`. All must match: a packet of another
+    /// protocol does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(max = 64)))]
     #[x_kube(validation = rules::byte_matches())]
@@ -83,7 +88,7 @@ pub struct L34RouteSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port", "protocol"])
     )]
     pub destination_port_translation: Option<Vec<PortTranslation>>,
-    /// SCTP in UDP (RFC 6951): UDP packets to this port are taken for the SCTP packet in them.
+    /// SCTP in UDP (RFC 6951): UDP packets to this port are taken for the SCTP packet in them; `protocols` must hold SCTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub sctp_in_udp_port: Option<i64>,

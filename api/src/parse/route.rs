@@ -34,6 +34,9 @@ pub fn route(spec: &L34RouteSpec) -> Result<Route, Vec<Refusal>> {
     let byte_matches = byte_matches(&mut check, spec.byte_matches.as_deref().unwrap_or_default(), &protocols);
     let port_translations = translations(&mut check, spec);
     let sctp_in_udp_port = spec.sctp_in_udp_port.and_then(|port| check.number("spec.sctpInUdpPort", port, 1..=65535));
+    if spec.sctp_in_udp_port.is_some() && !protocols.contains(&TransportProtocol::Sctp) {
+        check.refuse("spec.sctpInUdpPort", "", "must be removed, or SCTP must be in spec.protocols");
+    }
     let priority = check.number("spec.priority", spec.priority.unwrap_or(0), i64::from(i32::MIN)..=i64::from(i32::MAX));
     let backend = spec.backend_refs.first().map_or("", |backend| backend.name.as_str());
     check.finish(priority.map(|priority| Route {
