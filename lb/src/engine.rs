@@ -15,6 +15,9 @@ use crate::packet::{Content, Packet, parse};
 /// The first mark that is ours; also the first table.
 pub const FIRST_MARK: u32 = 5000;
 
+/// Octets of IP headers that are looked at: of IPv4 at most 60; of IPv6 its 40 and 64 of extension headers.
+const NETWORK_OCTETS: u16 = 104;
+
 /// Everything that a packet is asked against: built aside, then swapped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
@@ -26,6 +29,10 @@ pub struct Tables {
     services: Vec<Arc<Backend>>,
     /// By mark, less the first: what fits through the link to the endpoint; 0: anything.
     mtus: Vec<u32>,
+    /// See [`Tables::wants_segments`].
+    segments: bool,
+    /// See [`Tables::copy_range`].
+    copy_range: u16,
     policy: Policy,
 }
 
@@ -107,13 +114,40 @@ impl Tables {
         let mut services: Vec<Arc<Backend>> = backends.iter().flatten().map(Arc::clone).collect();
         services.sort_by_key(|backend| backend.first_mark);
         services.dedup_by_key(|backend| backend.first_mark);
-        Self { seed, classifier, backends, services, mtus: Vec::new(), policy: Policy::default() }
+        let copy_range = classifier.transport_octets().saturating_add(NETWORK_OCTETS);
+        Self {
+            seed,
+            classifier,
+            backends,
+            services,
+            mtus: Vec::new(),
+            segments: false,
+            copy_range,
+            policy: Policy::default(),
+        }
     }
 
     /// The same with what fits through the links to the endpoints, by mark less the first (0: anything), and a policy.
     #[must_use]
     pub fn with(self, mtus: Vec<u32>, policy: Policy) -> Self {
         Self { mtus, policy, ..self }
+    }
+
+    /// The same, with an answer to [`Tables::wants_segments`].
+    #[must_use]
+    pub fn with_segments(self, segments: bool) -> Self {
+        Self { segments, ..self }
+    }
+
+    /// Whether a packet that is made of segments must be queued as segments. A queue does not say how large they are; so
+    /// where larger ones come in than go out, nobody but the kernel could tell the sender, and that would not be the VIP.
+    pub const fn wants_segments(&self) -> bool {
+        self.segments
+    }
+
+    /// Octets of a packet that its routes look at.
+    pub const fn copy_range(&self) -> u16 {
+        self.copy_range
     }
 
     /// What the operator chose.

@@ -19,6 +19,9 @@ use martlet_api::view::{ByteMatch, Route, TransportProtocol};
 use crate::hash::Flow;
 use crate::packet::protocol;
 
+/// What is looked at without any byte match: a TCP header, for a reset.
+const TRANSPORT_OCTETS: u16 = 20;
+
 /// All routes of a Gateway, ready to be asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Classifier {
@@ -26,6 +29,8 @@ pub struct Classifier {
     names: Vec<Arc<str>>,
     /// Sorted by VIP.
     vips: Vec<(IpAddr, Groups)>,
+    /// See [`Classifier::transport_octets`].
+    transport_octets: u16,
 }
 
 /// The routes of a VIP by what they are asked for. An echo has no ports: any route of the VIP may answer it.
@@ -75,7 +80,18 @@ impl Classifier {
             }
         }
         let vips = by_vip.into_iter().map(|(vip, routes)| (vip, Groups::new(vip, &routes))).collect();
-        Self { names: sorted.into_iter().map(|(name, _)| Arc::clone(name)).collect(), vips }
+        let ends = sorted.iter().flat_map(|(_, route)| &route.byte_matches);
+        let transport_octets = ends.map(|wanted| wanted.offset.saturating_add(wanted.octets.into())).max();
+        Self {
+            names: sorted.into_iter().map(|(name, _)| Arc::clone(name)).collect(),
+            vips,
+            transport_octets: transport_octets.unwrap_or_default().max(TRANSPORT_OCTETS),
+        }
+    }
+
+    /// Octets from the transport's header on that some route looks at.
+    pub const fn transport_octets(&self) -> u16 {
+        self.transport_octets
     }
 
     /// The names of the routes by rank.

@@ -33,9 +33,9 @@ pub fn answer(octets: &[u8], packet: &Packet<'_>, cause: Cause) -> Option<Vec<u8
         return None;
     }
     match cause {
-        Cause::TooBig(mtu) => Some(error(octets, packet, Kind::too_big(mtu))),
+        Cause::TooBig(mtu) => Some(error(octets, packet, &Kind::too_big(mtu))),
         Cause::Rejected if packet.protocol == protocol::TCP => reset(packet),
-        Cause::Rejected => Some(error(octets, packet, Kind::PORT_UNREACHABLE)),
+        Cause::Rejected => Some(error(octets, packet, &Kind::PORT_UNREACHABLE)),
     }
 }
 
@@ -60,7 +60,7 @@ impl Kind {
     }
 }
 
-fn error(octets: &[u8], packet: &Packet<'_>, kind: Kind) -> Vec<u8> {
+fn error(octets: &[u8], packet: &Packet<'_>, kind: &Kind) -> Vec<u8> {
     let (number, head, room) = match packet.source {
         IpAddr::V4(_) => (protocol::ICMP, kind.v4, QUOTE_V4),
         IpAddr::V6(_) => (protocol::ICMPV6, kind.v6, QUOTE_V6),

@@ -182,7 +182,11 @@ pub fn targets(
     let of_route = |name| view.routes.get(name).and_then(|route| backends.get(&*route.backend)).map(Arc::clone);
     let by_rank = classifier.names().iter().map(of_route).collect();
     let mtus = mtus(&made.hops, links);
-    made.tables = Arc::new(Tables::new(seed, classifier, by_rank).with(mtus, settings.policy));
+    let smallest = mtus.iter().copied().filter(|mtu| *mtu > 0).min();
+    let is_outside = |link: &&Link| !made.hops.iter().any(|hop| hop.interface == link.index) && &*link.name != "lo";
+    let largest = links.values().filter(is_outside).map(|link| link.mtu).max();
+    let tables = Tables::new(seed, classifier, by_rank).with(mtus, settings.policy);
+    made.tables = Arc::new(tables.with_segments(smallest < largest && smallest.is_some()));
     made
 }
 

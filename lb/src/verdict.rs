@@ -96,7 +96,9 @@ fn judged(tables: &Tables, packet: &Packet<'_>, queued: Queued<'_>, fate: Fate) 
     match fate {
         Ok(choice) => {
             let mtu = tables.mtu(choice.mark);
-            let is_too_big = packet.dont_fragment && !queued.gso && packet.length > mtu;
+            // An IPv6 packet that the kernel put together is longer than its fragments were: the kernel cuts it again.
+            let is_whole = tables.policy().fragments == FragmentMode::Kernel && packet.source.is_ipv6();
+            let is_too_big = packet.dont_fragment && !queued.gso && !is_whole && packet.length > mtu;
             if is_too_big {
                 let outcome = answered(Reason::TooBig, Cause::TooBig(mtu));
                 if outcome.answer.is_some() {

@@ -1,7 +1,11 @@
 //! The load balancer on real packets: a client, the queue, applications; each test in namespaces of its own. Needs root.
 
+#[path = "wire/craft.rs"]
+mod craft;
 #[path = "wire/lab.rs"]
 mod lab;
+#[path = "wire/packets.rs"]
+mod packets;
 #[path = "wire/sys.rs"]
 mod sys;
 
@@ -13,13 +17,19 @@ use martlet_lb::hash::{Flow, Seed};
 use martlet_lb::maglev::{Size, Table};
 use martlet_lb::queue::Loop;
 
-/// The application that the wire contract chooses for a TCP connection of the client.
-fn expected(vip: IpAddr, port: u16, ready: &BTreeSet<u8>) -> u8 {
+/// The application that the wire contract chooses for a flow of the client to port 4000.
+fn expected_of(vip: IpAddr, protocol: u8, port: u16, ready: &BTreeSet<u8>) -> u8 {
     let seed = Seed::of_gateway("default", "sllb-a");
     let table = Table::new(Size::for_endpoints(100), seed, ready.iter().map(|number| u16::from(*number)));
-    let source = if vip.is_ipv4() { "192.168.1.1" } else { "fd01::1" }.parse().unwrap();
-    let flow = Flow { source, destination: vip, protocol: 6, source_port: port, destination_port: 4000 };
-    u8::try_from(table.lookup(flow.hash(seed)).unwrap()).unwrap()
+    let flow =
+        Flow { source: craft::client(vip), destination: vip, protocol, source_port: port, destination_port: 4000 };
+    let identifier = table.lookup(flow.hash(seed)).expect("somebody is ready");
+    u8::try_from(identifier).expect("small")
+}
+
+/// The same of a TCP connection.
+fn expected(vip: IpAddr, port: u16, ready: &BTreeSet<u8>) -> u8 {
+    expected_of(vip, 6, port, ready)
 }
 
 fn everybody_answers(lab: &Lab, ready: &BTreeSet<u8>) {
@@ -79,6 +89,28 @@ fn every_packet_is_answered_and_flows_of_those_who_stay_stay() {
         assert!(!lab.run(&lab.lb(), &format!("{family} rule")).1.contains("fwmark"));
         assert!(!lab.run(&lab.lb(), &format!("{family} route show table all")).1.contains("table 500"));
     }
+}
+
+#[test]
+fn flows_of_those_who_stay_lose_nothing_while_tables_change() {
+    let lab = Lab::new("change", 3);
+    let (all, some): (BTreeSet<u8>, BTreeSet<u8>) = ([1, 2, 3].into(), [1, 2].into());
+    lab.configure(&all);
+    let lb = lab.start(|_| {});
+    lab.wait_ready(true);
+    for vip in [VIP4, VIP6] {
+        let mut connections = lab.connect(vip, 40);
+        // Those whose endpoint is the same in both tables.
+        connections.retain(|one| expected(vip, one.local.port(), &some) == one.application);
+        assert!(connections.len() > 10);
+        for change in 0..30 {
+            lab.configure(if change % 2 == 0 { &some } else { &all });
+            for connection in &mut connections {
+                assert_eq!(connection.ask(), Some(connection.application), "{}", connection.local);
+            }
+        }
+    }
+    lb.end().unwrap();
 }
 
 #[test]

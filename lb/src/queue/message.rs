@@ -122,20 +122,29 @@ impl Requests {
     }
 
     /// Makes the socket the listener of `queue`: `range` octets of each packet are copied, GSO packets come whole, and at
-    /// most `length` packets wait. Three requests, each to be acknowledged.
+    /// most `length` packets wait. Four requests, each to be acknowledged.
     pub fn configure(&mut self, queue: u16, range: u32, length: u32) {
         self.put(CONFIG, ACKNOWLEDGE, queue, &[(config::COMMAND, &[config::BIND, 0, 0, 0])]);
-        let [a, b, c, d] = range.to_be_bytes();
-        let flags = config::GSO.to_be_bytes();
-        let parameters = [a, b, c, d, config::COPY_PACKET];
-        let attributes =
-            [(config::PARAMETERS, &parameters[..]), (config::FLAGS, &flags[..]), (config::MASK, &flags[..])];
-        self.put(CONFIG, ACKNOWLEDGE, queue, &attributes);
+        self.copy(queue, range);
+        self.segments(queue, false);
         self.put(CONFIG, ACKNOWLEDGE, queue, &[(config::MAX_LENGTH, &length.to_be_bytes())]);
     }
 
     /// How many answers `configure` makes.
-    pub const CONFIGURE_ANSWERS: usize = 3;
+    pub const CONFIGURE_ANSWERS: usize = 4;
+
+    /// From now on so many octets of each packet are copied. To be acknowledged.
+    pub fn copy(&mut self, queue: u16, range: u32) {
+        let [a, b, c, d] = range.to_be_bytes();
+        self.put(CONFIG, ACKNOWLEDGE, queue, &[(config::PARAMETERS, &[a, b, c, d, config::COPY_PACKET])]);
+    }
+
+    /// From now on packets that are made of segments come as their segments, or whole. To be acknowledged.
+    pub fn segments(&mut self, queue: u16, segments: bool) {
+        let mask = config::GSO.to_be_bytes();
+        let flags = if segments { [0; 4] } else { mask };
+        self.put(CONFIG, ACKNOWLEDGE, queue, &[(config::FLAGS, &flags), (config::MASK, &mask)]);
+    }
 
     /// Lets a packet go on with `mark`, or drops it.
     pub fn verdict(&mut self, queue: u16, id: u32, mark: Option<u32>) {

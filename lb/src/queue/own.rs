@@ -34,7 +34,21 @@ fn buffer_size(copy_range: u16) -> usize {
 pub(super) fn run(mut seat: Seat, socket: &OwnedFd, copy_range: u16) -> io::Result<()> {
     let mut batch = sys::Batch::new(BATCH, buffer_size(copy_range));
     let mut requests = Requests::default();
+    let mut asked = (false, copy_range);
     while seat.next_turn() {
+        // What the tables of this turn want to see of a packet.
+        let wanted = (seat.tables.wants_segments(), copy_range.max(seat.tables.copy_range()));
+        if wanted != asked {
+            requests.clear();
+            requests.segments(seat.queue, wanted.0);
+            requests.copy(seat.queue, wanted.1.into());
+            // Never smaller: packets of the old size are under way.
+            if wanted.1 > asked.1 {
+                batch = sys::Batch::new(BATCH, buffer_size(wanted.1));
+            }
+            asked = wanted;
+            sys::send(socket.as_fd(), requests.as_octets())?;
+        }
         match batch.receive(socket.as_fd()) {
             Ok(received) => {
                 // The tables may have changed while we slept: a packet is never asked against those of an older turn.

@@ -23,7 +23,7 @@ use crate::sys;
 pub const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(20, 0, 0, 1));
 pub const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1));
 /// How long a condition may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The namespaces; gone when this is dropped.
 pub struct Lab {
@@ -117,6 +117,7 @@ impl Lab {
 
     /// What a command in a namespace prints, and whether it succeeded.
     pub fn run(&self, namespace: &str, command: &str) -> (bool, String) {
+        assert!(namespace.starts_with(&self.name), "only our own");
         let output = Command::new("ip")
             .args(["netns", "exec", namespace])
             .args(command.split_whitespace())
@@ -129,16 +130,16 @@ impl Lab {
     /// Writes the objects: these applications are ready.
     pub fn configure(&self, ready: &BTreeSet<u8>) {
         let slice = |family: &str, address: &dyn Fn(u8) -> String| {
-            let endpoints: String = (1..=self.applications)
-                .map(|number| {
-                    format!(
-                        "- addresses: [\"{}\"]\n  conditions: {{ready: {}}}\n  zone: \"{number}\"\n  \
-                         targetRef: {{kind: Pod, name: app-{number}}}\n",
-                        address(number),
-                        ready.contains(&number)
-                    )
-                })
-                .collect();
+            let mut endpoints = String::new();
+            for number in 1..=self.applications {
+                let (address, ready) = (address(number), ready.contains(&number));
+                let name = format!("targetRef: {{kind: Pod, name: app-{number}}}");
+                let conditions = format!("conditions: {{ready: {ready}}}");
+                for line in [format!("- addresses: [\"{address}\"]"), conditions, format!("zone: \"{number}\""), name] {
+                    let indent = if line.starts_with('-') { "" } else { "  " };
+                    endpoints.extend([indent, &line, "\n"]);
+                }
+            }
             format!(
                 "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: a-{}\n  \
                  labels: {{kubernetes.io/service-name: a}}\naddressType: {family}\nendpoints:\n{endpoints}",
@@ -296,6 +297,12 @@ impl Connection {
         connection
     }
 
+    /// The same with a line of many octets.
+    pub fn ask_long(&mut self, octets: usize) -> Option<u8> {
+        self.stream.get_mut().write_all(&vec![b'x'; octets]).ok()?;
+        self.ask()
+    }
+
     /// Who answers now; `None`: the connection is broken.
     pub fn ask(&mut self) -> Option<u8> {
         self.stream.get_mut().write_all(b"who?\n").ok()?;
@@ -323,7 +330,7 @@ fn serve(vip: IpAddr, number: u8) {
         }
     });
     std::thread::spawn(move || {
-        let mut datagram = [0; 65_536];
+        let mut datagram = vec![0; 65_536];
         while let Ok((_, client)) = socket.recv_from(&mut datagram) {
             let _ = socket.send_to(&[number], client);
         }
@@ -360,5 +367,5 @@ spec:
   sourceCIDRs: ["0.0.0.0/0", "::/0"]
   sourcePorts: ["0-65535"]
   destinationPorts: ["4000"]
-  protocols: [TCP, UDP]
+  protocols: [TCP, UDP, SCTP]
 "#;
