@@ -225,8 +225,8 @@ mod tests {
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    fn key(text: &str) -> Option<Key> {
-        Some(Key(text.as_bytes().into()))
+    fn key(text: &str) -> Key {
+        Key(text.as_bytes().into())
     }
 
     fn listeners(port: u16, key: Option<Key>) -> Listeners {
@@ -286,24 +286,24 @@ mod tests {
     async fn a_wrong_password_is_never_answered_and_one_rolled_on_the_living_listener_is() {
         let port = free_port();
         let mut net = KernelNet::new();
-        net.listen(&listeners(port, key("old")));
+        net.listen(&listeners(port, Some(key("old"))));
         let mut other = KernelNet::new();
         // The kernel drops the SYN: nothing ever comes back.
-        let wrong = other.connect(&transport(port, key("new")));
+        let wrong = other.connect(&transport(port, Some(key("new"))));
         tokio::select! {
             biased;
             opened = wrong => panic!("{opened:?}"),
             _ = poll_fn(|cx| net.poll_accept(cx)) => panic!("accepted with a wrong password"),
             () = tokio::time::sleep(Duration::from_millis(300)) => {}
         }
-        net.listen(&listeners(port, key("new")));
-        let right = other.connect(&transport(port, key("new")));
+        net.listen(&listeners(port, Some(key("new"))));
+        let right = other.connect(&transport(port, Some(key("new"))));
         let (accepted, opened) = tokio::join!(accept(&mut net), right);
         let (mut stream, ..) = opened.unwrap();
         let mut theirs = accepted.stream;
         // And on the living connection, both ends: no new session.
-        net.rekey(&theirs, stream.local_addr().unwrap().ip(), key("newer").as_ref());
-        other.rekey(&stream, theirs.local_addr().unwrap().ip(), key("newer").as_ref());
+        net.rekey(&theirs, stream.local_addr().unwrap().ip(), Some(&key("newer")));
+        other.rekey(&stream, theirs.local_addr().unwrap().ip(), Some(&key("newer")));
         stream.write_all(b"still").await.unwrap();
         let mut bytes = [0; 5];
         tokio::time::timeout(GENEROUS, theirs.read_exact(&mut bytes)).await.unwrap().unwrap();

@@ -433,6 +433,9 @@ mod tests {
         }
     }
 
+    /// Name, value, and what it changes.
+    type Row = (&'static str, &'static str, fn(&mut Options));
+
     #[test]
     fn every_variable_that_sets_something_does_so() {
         let expected = |change: fn(&mut Options)| {
@@ -440,7 +443,7 @@ mod tests {
             change(&mut options);
             options
         };
-        let rows: [(&str, &str, fn(&mut Options)); 14] = [
+        let rows: [Row; 14] = [
             ("NFE_VRRPS", "10.0.0.1, fd00::1", |o| {
                 o.settings.vrrps = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into();
             }),

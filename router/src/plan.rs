@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn intent(settings: &Settings, routers: &[(&str, &str, bool)]) -> Intent {
-        let bgp = || Protocol::Bgp(Box::new(Bgp::default()));
+        let bgp = || Protocol::Bgp(Box::<Bgp>::default());
         let view = View {
             gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
             exists: true,

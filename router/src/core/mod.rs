@@ -228,9 +228,10 @@ impl Router {
         self.mirror.expire(now);
         self.on_life_timeout(now);
         self.paced.retain(|_, at| *at > now);
-        let (due, held) = std::mem::take(&mut self.held).into_iter().partition(|(_, (at, _))| *at <= now);
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (due, held): (BTreeMap<_, _>, _) = held.partition(|(_, (at, _))| *at <= now);
         self.held = held;
-        for (connection, (_, neighbor)) in BTreeMap::<_, _>::from(due) {
+        for (connection, (_, neighbor)) in due {
             self.connect(now, &neighbor, connection);
         }
     }

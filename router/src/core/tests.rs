@@ -113,19 +113,19 @@ impl Stage {
 
     fn dump(&mut self, millis: u64) {
         let snapshot = Snapshot { links: self.links.clone(), objects: self.kernel.clone() };
-        self.handle(millis, Input::Kernel(&snapshot));
+        self.handle(millis, &Input::Kernel(&snapshot));
     }
 
     /// Lets the time pass, then hands `input` in.
-    fn handle(&mut self, millis: u64, input: Input<'_>) {
+    fn handle(&mut self, millis: u64, input: &Input<'_>) {
         while let Some(due) = self.router.deadline().filter(|due| *due < at(millis)) {
-            self.step(due, Input::Timeout);
+            self.step(due, &Input::Timeout);
         }
         self.step(at(millis), input);
     }
 
     /// Hands `input` in; plays the kernel.
-    fn step(&mut self, now: Instant, input: Input<'_>) {
+    fn step(&mut self, now: Instant, input: &Input<'_>) {
         self.router.handle(now, input.clone());
         while let Some(output) = self.router.poll() {
             match output {
@@ -153,7 +153,7 @@ impl Stage {
 
     fn bfd(&mut self, millis: u64, states: &[(&str, State, State)]) {
         let sessions = states.iter().map(|(remote, state, other)| (session(remote), status(*state, *other))).collect();
-        self.handle(millis, Input::Bfd(&sessions));
+        self.handle(millis, &Input::Bfd(&sessions));
     }
 
     fn routes(&self) -> Vec<String> {
@@ -175,7 +175,7 @@ impl Stage {
 #[test]
 fn rules_and_blackholes_stand_before_anybody_is_up() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &["20.0.0.1/32", "2000::1/128"])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &["20.0.0.1/32", "2000::1/128"])));
     assert_eq!(stage.kernel.len(), 6 + 4);
     assert!(stage.announced().is_empty());
     let said: Vec<_> = stage.events.iter().filter(|event| matches!(event, Event::Withheld(..))).collect();
@@ -185,8 +185,8 @@ fn rules_and_blackholes_stand_before_anybody_is_up() {
 #[test]
 fn a_static_gateway_is_a_route_and_connectivity_exactly_while_bfd_is_up() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", supervised())], &["20.0.0.1/32"])));
-    stage.handle(0, Input::Lb(&ready(&["20.0.0.1/32"])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", supervised())], &["20.0.0.1/32"])));
+    stage.handle(0, &Input::Lb(&ready(&["20.0.0.1/32"])));
     assert_eq!((stage.routes().len(), stage.announced().len()), (0, 0));
     stage.bfd(10, &[("10.0.0.2", State::Up, State::Up)]);
     assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
@@ -200,7 +200,7 @@ fn a_static_gateway_is_a_route_and_connectivity_exactly_while_bfd_is_up() {
 fn the_next_static_gateway_takes_over_in_one_replacement() {
     let both = [("a", "10.0.0.2", supervised()), ("b", "10.0.0.3", supervised())];
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&both, &["20.0.0.1/32"])));
+    stage.handle(0, &Input::Intent(&intent(&both, &["20.0.0.1/32"])));
     stage.bfd(10, &[("10.0.0.2", State::Up, State::Up), ("10.0.0.3", State::Up, State::Up)]);
     assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
     stage.bfd(20, &[("10.0.0.2", State::Down, State::Down), ("10.0.0.3", State::Up, State::Up)]);
@@ -210,7 +210,7 @@ fn the_next_static_gateway_takes_over_in_one_replacement() {
 #[test]
 fn a_link_without_carrier_takes_its_static_gateway_along() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &["20.0.0.1/32"])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &["20.0.0.1/32"])));
     assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
     // The kernel drops the IPv4 routes of a link that goes down, without a word.
     stage.kernel.remove(&default_via("10.0.0.2"));
@@ -225,34 +225,35 @@ fn a_link_without_carrier_takes_its_static_gateway_along() {
 #[test]
 fn an_adopted_route_stays_until_it_is_told_again_or_ten_seconds_are_over() {
     let mut stage = Stage::new([default_via("10.0.0.2"), default_via("fd00::2")].into());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", supervised()), ("gw6", "fd00::2", bgp())], &[])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", supervised()), ("gw6", "fd00::2", bgp())], &[])));
     assert_eq!(stage.routes().len(), 2);
     stage.bfd(1000, &[("10.0.0.2", State::Up, State::Up)]);
     assert_eq!(stage.routes().len(), 2, "told again: not touched; the other family has not spoken");
-    stage.handle(9_999, Input::Timeout);
+    stage.handle(9_999, &Input::Timeout);
     assert_eq!(stage.routes().len(), 2);
-    stage.handle(10_000, Input::Timeout);
+    stage.handle(10_000, &Input::Timeout);
     assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
     assert!(stage.events.contains(&Event::AdoptionEnded(Family::Ipv6, 1)));
 }
 
 #[test]
 fn before_the_source_has_synced_nothing_is_removed() {
-    let stale = Object::Route(Route { table: 4096, prefix: net("0.0.0.0/0"), metric: 33, kind: RouteKind::Blackhole });
-    let mut stage = Stage::new([stale.clone()].into());
-    stage.handle(5_000, Input::Lb(&ready(&[])));
-    assert!(stage.kernel.contains(&stale));
-    stage.handle(6_000, Input::Intent(&intent(&[], &[])));
-    assert!(!stage.kernel.contains(&stale));
+    let leftover =
+        Object::Route(Route { table: 4096, prefix: net("0.0.0.0/0"), metric: 33, kind: RouteKind::Blackhole });
+    let mut stage = Stage::new([leftover.clone()].into());
+    stage.handle(5_000, &Input::Lb(&ready(&[])));
+    assert!(stage.kernel.contains(&leftover));
+    stage.handle(6_000, &Input::Intent(&intent(&[], &[])));
+    assert!(!stage.kernel.contains(&leftover));
 }
 
 #[test]
 fn what_others_delete_is_put_back_in_the_same_step() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[], &["20.0.0.1/32"])));
+    stage.handle(0, &Input::Intent(&intent(&[], &["20.0.0.1/32"])));
     let removed: BTreeSet<Object> = stage.kernel.iter().filter(|o| matches!(o, Object::Rule(_))).cloned().collect();
     stage.kernel.retain(|object| !removed.contains(object));
-    stage.handle(1, Input::KernelChanged { removed: &removed, appeared: &BTreeSet::new() });
+    stage.handle(1, &Input::KernelChanged { removed: &removed, appeared: &BTreeSet::new() });
     assert!(removed.is_subset(&stage.kernel));
     assert!(stage.events.contains(&Event::Repaired(3)));
 }
@@ -260,14 +261,14 @@ fn what_others_delete_is_put_back_in_the_same_step() {
 #[test]
 fn the_end_withdraws_then_drains_then_takes_learned_routes_along_and_leaves_the_rest() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &["20.0.0.1/32"])));
-    stage.handle(0, Input::Lb(&ready(&["20.0.0.1/32"])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &["20.0.0.1/32"])));
+    stage.handle(0, &Input::Lb(&ready(&["20.0.0.1/32"])));
     assert_eq!(stage.announced().len(), 1);
-    stage.handle(100, Input::Stop);
+    stage.handle(100, &Input::Stop);
     assert_eq!((stage.announced().len(), stage.routes().len()), (0, 1));
     assert!(stage.events.contains(&Event::Withheld(net("20.0.0.1/32"), Reason::Stopping)));
     assert_eq!(stage.router.deadline(), Some(at(5_100)));
-    stage.handle(5_100, Input::Timeout);
+    stage.handle(5_100, &Input::Timeout);
     assert_eq!((stage.routes().len(), stage.kernel.len()), (0, 3 + 4));
     assert_eq!(stage.outputs.last(), Some(&Output::Stopped));
 }
@@ -275,25 +276,25 @@ fn the_end_withdraws_then_drains_then_takes_learned_routes_along_and_leaves_the_
 #[test]
 fn who_is_in_a_hurry_asks_twice() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &[])));
-    stage.handle(100, Input::Stop);
-    stage.handle(101, Input::Stop);
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &[])));
+    stage.handle(100, &Input::Stop);
+    stage.handle(101, &Input::Stop);
     assert_eq!(stage.outputs.last(), Some(&Output::Stopped));
     let mut idle = Stage::new(BTreeSet::new());
-    idle.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
-    idle.handle(1, Input::Stop);
+    idle.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    idle.handle(1, &Input::Stop);
     assert!(idle.events.contains(&Event::Stopping), "nobody sends us anything: nothing to drain");
 }
 
 #[test]
 fn a_connection_from_nowhere_is_refused_before_a_byte_is_read() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
     let local: SocketAddr = "10.0.0.1:10179".parse().unwrap();
     let strange = [("eth0", "10.0.0.3:4000"), ("eth1", "10.0.0.2:4000")];
     for (number, (interface, remote)) in (1..).zip(strange) {
         let remote = remote.parse().unwrap();
-        stage.handle(1, Input::Incoming(Incoming { ticket: Ticket(number), interface, local, remote }));
+        stage.handle(1, &Input::Incoming(Incoming { ticket: Ticket(number), interface, local, remote }));
         assert_eq!(stage.outputs.last(), Some(&Output::Refuse(Ticket(number))));
     }
     assert_eq!(stage.events.iter().filter(|event| matches!(event, Event::Stranger(..))).count(), 2);
@@ -302,7 +303,7 @@ fn a_connection_from_nowhere_is_refused_before_a_byte_is_read() {
 #[test]
 fn listeners_follow_their_interface() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", bgp()), ("gw6", "fd00::2", bgp())], &[])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp()), ("gw6", "fd00::2", bgp())], &[])));
     let Some(Output::Listen(listeners)) = stage.outputs.iter().rfind(|o| matches!(o, Output::Listen(_))).cloned()
     else {
         panic!("no listeners")
@@ -334,12 +335,12 @@ fn repeating_a_value_does_nothing() {
     let mut stage = Stage::new(BTreeSet::new());
     let wish = intent(&[("gw", "10.0.0.2", supervised()), ("n", "10.0.0.3", bgp())], &["20.0.0.1/32"]);
     let lb = ready(&["20.0.0.1/32"]);
-    stage.handle(0, Input::Intent(&wish));
-    stage.handle(0, Input::Lb(&lb));
+    stage.handle(0, &Input::Intent(&wish));
+    stage.handle(0, &Input::Lb(&lb));
     stage.bfd(0, &[("10.0.0.2", State::Up, State::Up)]);
     let (outputs, events) = (stage.outputs.len(), stage.events.len());
-    stage.handle(0, Input::Intent(&wish));
-    stage.handle(0, Input::Lb(&lb));
+    stage.handle(0, &Input::Intent(&wish));
+    stage.handle(0, &Input::Lb(&lb));
     stage.bfd(0, &[("10.0.0.2", State::Up, State::Up)]);
     stage.dump(0);
     assert_eq!((stage.outputs.len(), stage.events.len()), (outputs, events));
@@ -358,22 +359,22 @@ fn with_password(password: &str) -> Protocol {
 #[test]
 fn a_password_is_rolled_on_the_living_connection_and_a_new_address_starts_anew() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("old"))], &[])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("old"))], &[])));
     let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
-    stage.handle(1, Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
-    stage.handle(2, Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("new"))], &[])));
+    stage.handle(1, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.handle(2, &Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("new"))], &[])));
     let key = crate::intent::Key(b"new".as_slice().into());
     assert!(stage.outputs.contains(&Output::Rekey(id, "10.0.0.2".parse().unwrap(), Some(key))));
     assert!(!stage.outputs.contains(&Output::Close(id)));
-    stage.handle(3, Input::Intent(&intent(&[("gw", "10.0.0.3", with_password("new"))], &[])));
+    stage.handle(3, &Input::Intent(&intent(&[("gw", "10.0.0.3", with_password("new"))], &[])));
     assert!(stage.outputs.contains(&Output::Close(id)));
 }
 
 #[test]
 fn a_gateway_off_the_link_is_not_tried_and_says_why() {
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.9.0.2", bgp())], &[])));
-    stage.handle(1_000, Input::Timeout);
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.9.0.2", bgp())], &[])));
+    stage.handle(1_000, &Input::Timeout);
     assert!(connects(&stage).is_empty());
     let error = stage.router.status(at(1_000)).peers["gw"].last_error.clone().unwrap_or_default();
     assert!(error.contains("10.9.0.2 is in no network of interface eth0"), "{error}");
@@ -383,15 +384,15 @@ fn a_gateway_off_the_link_is_not_tried_and_says_why() {
 fn a_link_that_loses_its_carrier_takes_connections_and_bfd_along_at_once() {
     let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
     let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
-    stage.handle(1, Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.handle(1, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
     stage.links.insert(7, link(false));
     stage.dump(10);
     assert!(stage.outputs.contains(&Output::Close(id)));
     assert_eq!(stage.outputs.iter().rfind(|o| matches!(o, Output::SetBfd(_))), Some(&Output::SetBfd(BTreeMap::new())));
     stage.links.insert(7, link(true));
     stage.dump(20);
-    stage.handle(1_000, Input::Timeout);
+    stage.handle(1_000, &Input::Timeout);
     assert!(connects(&stage).len() > 1, "and is tried again");
 }

@@ -78,7 +78,7 @@ impl Net for SimNet {
                 *accepting = accept(bound, listener.port);
                 cx.waker().wake_by_ref();
                 if let Ok((stream, remote)) = result {
-                    let local = stream.local_addr().unwrap();
+                    let local = stream.local_addr().expect("an open stream");
                     return Poll::Ready(Accepted { stream, interface: listener.interface.clone(), local, remote });
                 }
             }
@@ -213,7 +213,7 @@ impl Readiness for SimLb {
 
 /// A load balancer that is ready for `vips`.
 pub fn ready(vips: &[&str]) -> Lb {
-    let ready = |vip: &&str| (vip.parse().unwrap(), VipReadiness { ready: true, reason: String::new() });
+    let ready = |vip: &&str| (vip.parse().expect("a VIP"), VipReadiness { ready: true, reason: String::new() });
     let vips = vips.iter().map(ready).collect();
     Lb::Said(Said { version: VERSION, gateway: "sllb-a".into(), draining: false, vips })
 }
@@ -242,7 +242,7 @@ pub struct Handle {
 impl Handle {
     /// SIGTERM.
     pub async fn stop(&self) {
-        self.signals.send(Signal::Stop).await.unwrap();
+        self.signals.send(Signal::Stop).await.expect("a driver");
     }
 
     /// Waits until its driver has ended, a minute at most.
@@ -259,7 +259,7 @@ impl Handle {
 
 /// The stage.
 pub struct Sim {
-    sim: turmoil::Sim<'static>,
+    network: turmoil::Sim<'static>,
     story: Rc<RefCell<Story>>,
     seed: u64,
 }
@@ -269,10 +269,10 @@ impl Sim {
     pub fn new(seed: u64) -> Self {
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
-            .simulation_duration(Duration::from_secs(300))
+            .simulation_duration(Duration::from_mins(5))
             .tick_duration(Duration::from_millis(1))
             .build();
-        Self { sim, story: Rc::default(), seed }
+        Self { network: sim, story: Rc::default(), seed }
     }
 
     /// Puts a router on the stage.
@@ -286,7 +286,7 @@ impl Sim {
         let seed = self.seed;
         // Taken by the only start of the host.
         let once = RefCell::new(Some(signals_receiver));
-        self.sim.host(name, move || {
+        self.network.host(name, move || {
             let (kernel, story, ended) = (kernel.clone(), story.clone(), ended.clone());
             let mut lb = lb_receiver.clone();
             lb.mark_changed();
@@ -324,7 +324,7 @@ impl Sim {
 
     /// What happens on the stage; the play ends with it.
     pub fn script(&mut self, script: impl Future<Output = ()> + 'static) {
-        self.sim.client("script", async move {
+        self.network.client("script", async move {
             script.await;
             Ok(())
         });
@@ -332,7 +332,7 @@ impl Sim {
 
     /// Plays.
     pub fn run(mut self) -> Story {
-        self.sim.run().unwrap();
+        self.network.run().expect("a play without a fault");
         self.story.borrow().clone()
     }
 }
@@ -355,7 +355,7 @@ fn router(name: &str, seed: u64) -> Router {
 
 fn link(address: IpAddr) -> Link {
     let IpAddr::V4(v4) = address else { unreachable!("turmoil gives IPv4 unless told otherwise") };
-    let addresses = [IpNet::V4(Ipv4Net::new(v4, 16).unwrap())].into();
+    let addresses = [IpNet::V4(Ipv4Net::new(v4, 16).expect("16 bits"))].into();
     Link { index: 1, name: "eth0".into(), up: true, carrier: true, mtu: 1500, addresses }
 }
 
@@ -368,7 +368,7 @@ fn view(role: &Role, peer: IpAddr) -> View {
         routers: [(Arc::from(role.peer), peer)].into(),
         routes: BTreeMap::new(),
         services: BTreeMap::new(),
-        vips: role.vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+        vips: role.vips.iter().map(|vip| vip.parse().expect("a VIP")).collect(),
         subnets: BTreeSet::new(),
         conditions: BTreeSet::new(),
     }

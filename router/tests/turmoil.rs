@@ -3,17 +3,17 @@
 //! The gateway announces a default route; the router announces its VIPs. Everything but the network, the kernel, the
 //! objects and the load balancer is the product's own code.
 
-mod world;
+mod stage;
 
 use std::time::Duration;
 
 use ipnet::IpNet;
 use martlet_netlink::{Object, Route, RouteKind};
 
-use world::{Role, Sim, Story, ready};
+use stage::{Role, Sim, Story, ready};
 
 fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
+    text.parse().expect("a prefix")
 }
 
 fn has_route(objects: &std::collections::BTreeSet<Object>, prefix: &str) -> bool {
@@ -27,25 +27,25 @@ fn has_route(objects: &std::collections::BTreeSet<Object>, prefix: &str) -> bool
 }
 
 /// Ready -> announced -> not ready -> withdrawn -> ready -> announced -> SIGTERM -> withdrawn, then closed.
-fn play(seed: u64) -> Story {
+fn perform(seed: u64) -> Story {
     let mut sim = Sim::new(seed);
     let gateway = sim.router("gateway", Role { vips: &["0.0.0.0/0"], peer: "router", gated: false });
     let router = sim.router("router", Role { vips: &["20.0.0.1/32"], peer: "gateway", gated: true });
-    let (seen, own) = (gateway.kernel.clone(), router.kernel.clone());
+    let (outside, own) = (gateway.kernel.clone(), router.kernel.clone());
     sim.script(async move {
         own.until(|objects| has_route(objects, "0.0.0.0/0")).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(!has_route(&seen.objects(), "20.0.0.1/32"), "not ready: not announced");
+        assert!(!has_route(&outside.objects(), "20.0.0.1/32"), "not ready: not announced");
         router.lb.send_replace(ready(&["20.0.0.1/32"]));
-        seen.until(|objects| has_route(objects, "20.0.0.1/32")).await;
+        outside.until(|objects| has_route(objects, "20.0.0.1/32")).await;
         router.lb.send_replace(ready(&[]));
-        seen.until(|objects| !has_route(objects, "20.0.0.1/32")).await;
+        outside.until(|objects| !has_route(objects, "20.0.0.1/32")).await;
         router.lb.send_replace(ready(&["20.0.0.1/32"]));
-        seen.until(|objects| has_route(objects, "20.0.0.1/32")).await;
+        outside.until(|objects| has_route(objects, "20.0.0.1/32")).await;
         own.delete(|object| matches!(object, Object::Rule(_)));
         own.until(|objects| objects.iter().filter(|object| matches!(object, Object::Rule(_))).count() == 3).await;
         router.stop().await;
-        seen.until(|objects| !has_route(objects, "20.0.0.1/32")).await;
+        outside.until(|objects| !has_route(objects, "20.0.0.1/32")).await;
         assert!(has_route(&own.objects(), "0.0.0.0/0"), "withdrawn, and still forwarding");
         router.ended().await;
         let left = own.objects();
@@ -57,7 +57,7 @@ fn play(seed: u64) -> Story {
 
 #[test]
 fn a_vip_is_announced_exactly_while_it_is_ready_and_withdrawn_before_the_session_ends() {
-    let story = play(1);
+    let story = perform(1);
     let place =
         |what: &str| story.iter().position(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {story:#?}"));
     assert!(place("router 20.0.0.1/32 not announced: the router is stopping") < place("router  stopping: sessions"));
@@ -65,5 +65,5 @@ fn a_vip_is_announced_exactly_while_it_is_ready_and_withdrawn_before_the_session
 
 #[test]
 fn the_same_seed_tells_the_same_story() {
-    assert_eq!(play(7), play(7));
+    assert_eq!(perform(7), perform(7));
 }
