@@ -18,10 +18,11 @@ use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
 
 use crate::counters::Counters;
 use crate::engine::FragmentMode;
+use crate::offload::{Engine, Offload, offload};
 use crate::queue::Queues;
 use crate::readiness::Server;
 use crate::ready::{Facts, meanwhile, readiness};
-use crate::rules::{self, NFT_TABLE, nftables};
+use crate::rules::{self, NFT_TABLE, Steer, nftables};
 use crate::targets::{Hop, Marks, Settings, Targets, targets};
 
 /// How long removals wait for a thread that has not taken the new tables.
@@ -39,6 +40,8 @@ pub struct Control {
     pub nft: nft::Connection,
     /// What nftables does with packets to VIPs.
     pub queue: Queue,
+    /// Who decides.
+    pub engine: Engine,
     /// The threads.
     pub queues: Queues,
     /// The socket to the router.
@@ -58,6 +61,8 @@ struct State {
     /// Our nftables table in the kernel.
     table: Option<nft::Table>,
     told: BTreeSet<String>,
+    /// Who decides, in words.
+    engine: String,
     draining: bool,
     /// Whether the queue threads answered when they were last asked.
     alive: bool,
@@ -69,10 +74,10 @@ impl Control {
         gateway: ObjectName,
         settings: Settings,
         (kernel, nft): (Kernel, nft::Connection),
-        (queue, queues): (Queue, Queues),
+        (engine, queue, queues): (Engine, Queue, Queues),
         server: Server,
     ) -> Self {
-        Self { gateway, settings, kernel, nft, queue, queues, server, state: State::default() }
+        Self { gateway, settings, kernel, nft, queue, engine, queues, server, state: State::default() }
     }
 
     /// Reads links, routes and rules anew.
@@ -222,8 +227,19 @@ impl Control {
     }
 
     fn apply_nftables(&mut self) {
-        let table =
-            nftables(&self.state.targets.vips, self.queue, self.settings.policy.fragments == FragmentMode::Kernel);
+        let kernel_defragments = self.settings.policy.fragments == FragmentMode::Kernel;
+        let (offload, why) = self.offload();
+        if why != self.state.engine {
+            tracing::info!(engine = why, "packets to VIPs");
+            self.state.engine = why;
+        }
+        let steer = match &offload {
+            None => Steer::Queue,
+            Some(offload) if self.engine == Engine::Queue => Steer::QueueOr(offload),
+            Some(offload) => Steer::Kernel(offload),
+        };
+        let defragment = kernel_defragments || matches!(steer, Steer::Kernel(_));
+        let table = nftables(&self.state.targets.vips, self.queue, defragment, steer);
         if self.state.table.as_ref() == Some(&table) {
             return;
         }
@@ -234,6 +250,24 @@ impl Control {
                 self.state.table = None;
                 let reason = format!("nftables: {error}");
                 self.state.facts.blocked = Family::ALL.into_iter().map(|family| (family, reason.clone())).collect();
+            }
+        }
+    }
+
+    /// What the kernel engine is to do, and in words who decides and why.
+    fn offload(&self) -> (Option<Offload>, String) {
+        if self.engine == Engine::Queue && !self.queue.bypass {
+            return (None, "queue".into());
+        }
+        let Some(view) = &self.state.view else { return (None, "queue".into()) };
+        let offload = offload(view, &self.state.targets.tables, self.queue);
+        match (offload.excess(), self.engine) {
+            (Some(excess), _) => (None, format!("queue: {excess}")),
+            (None, Engine::Queue) => (Some(offload), "queue, and the kernel while nobody listens there".into()),
+            (None, _) => {
+                let Offload { elements, rules, .. } = &offload;
+                let words = format!("kernel: {rules} rules, {elements} slots");
+                (Some(offload), words)
             }
         }
     }

@@ -166,6 +166,16 @@ impl Tables {
         &self.classifier
     }
 
+    /// The seed of its flows.
+    pub const fn seed(&self) -> Seed {
+        self.seed
+    }
+
+    /// The service of the route of a rank, if there is one.
+    pub fn backend(&self, rank: usize) -> Option<&Arc<Backend>> {
+        self.backends.get(rank)?.as_ref()
+    }
+
     /// The services that routes lead to, by their marks.
     pub fn services(&self) -> &[Arc<Backend>] {
         &self.services
@@ -197,8 +207,7 @@ impl Tables {
     }
 
     fn of_route(&self, rank: u32, flow: &Flow) -> Result<Choice, Reason> {
-        let backend = usize::try_from(rank).ok().and_then(|rank| self.backends.get(rank)).and_then(Option::as_ref);
-        let backend = backend.ok_or(Reason::NoEndpoint)?;
+        let backend = usize::try_from(rank).ok().and_then(|rank| self.backend(rank)).ok_or(Reason::NoEndpoint)?;
         let (table, hash) = (backend.table(flow.destination), flow.hash(self.seed));
         let identifier = table.lookup(hash).ok_or(Reason::NoEndpoint)?;
         Ok(Choice { rank, slot: table.slot(hash), identifier, mark: backend.first_mark + u32::from(identifier) })

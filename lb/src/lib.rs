@@ -3,7 +3,8 @@
 //! Pure parts, which know no socket and no clock: [`hash`] and [`maglev`] (the wire contract between replicas), [`packet`]
 //! (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: an endpoint),
 //! [`fragment`], [`icmp`] and [`verdict`] (what else a packet needs), [`targets`] (a view of the
-//! objects: tables and marks), [`rules`] (marks: routes and rules of the kernel). At the edge: [`queue`] (nfqueue, one
+//! objects: tables and marks), [`rules`] (marks: routes and rules of the kernel), [`offload`] (the same
+//! decisions as nftables). At the edge: [`queue`] (nfqueue, one
 //! thread a queue), [`readiness`] (the unix socket to the router), [`run`] (the wiring).
 
 pub mod control;
@@ -14,6 +15,7 @@ pub mod fragment;
 pub mod hash;
 pub mod icmp;
 pub mod maglev;
+pub mod offload;
 pub mod packet;
 pub mod queue;
 pub mod readiness;

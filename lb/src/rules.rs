@@ -20,10 +20,11 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use martlet_netlink::nft::Rule as NftRule;
-use martlet_netlink::nft::{Address, Chain, Hook, Place, Queue, Set, Table};
+use martlet_netlink::nft::{Address, Chain, Expression, Hook, Place, Queue, Set, Table};
 use martlet_netlink::{Action, Family, Mark, NextHop, Object, Owner, Route, RouteKind, Rule};
 
 use crate::engine::FIRST_MARK;
+use crate::offload::{Offload, chain_of};
 use crate::targets::{END_OF_MARKS, Hop, Targets};
 
 /// The protocol number of all that is the load balancer's.
@@ -143,26 +144,53 @@ fn entries(first: u32, end: u32) -> Vec<(u32, u32)> {
     entries
 }
 
-/// The table that sends packets to VIPs to the queues.
+/// What is done with packets to VIPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steer<'a> {
+    /// All to the queues.
+    Queue,
+    /// All to the queues, and while nobody listens there the kernel decides what it can.
+    QueueOr(&'a Offload),
+    /// The kernel decides what it can, the rest goes to the queues.
+    Kernel(&'a Offload),
+}
+
+/// The table that steers packets to VIPs.
 ///
 /// `defragment`: fragments are put together before. The kernel does so where a transparent proxy could want to see whole
 /// packets, even if its rule never matches; connection tracking, which would do so too, is not needed.
-pub fn nftables(vips: &BTreeSet<IpNet>, queue: Queue, defragment: bool) -> Table {
-    let mut table = Table { name: NFT_TABLE.into(), ..Table::default() };
-    let mut rules = Vec::new();
+pub fn nftables(vips: &BTreeSet<IpNet>, queue: Queue, defragment: bool, steer: Steer<'_>) -> Table {
+    let mut table = Table::new(NFT_TABLE);
+    let (mut first, mut second) = (Vec::new(), Vec::new());
     for (family, set) in [(Family::Ipv4, "vips-4"), (Family::Ipv6, "vips-6")] {
         let elements = vips.iter().filter(|vip| Family::of(vip) == family).copied().collect();
-        table.sets.insert(set.into(), Set::Prefixes { family, elements });
-        rules.push(NftRule::new().address_in(family, Address::Destination, set).counter().queue(queue));
+        table = table.set(set, Set::Prefixes { family, elements });
+        let to_vip = NftRule::new().address_in(family, Address::Destination, set);
+        let by_kernel = Expression::Goto(chain_of(family).into());
+        match steer {
+            Steer::Queue => first.push(to_vip.counter().queue(queue)),
+            Steer::Kernel(_) => first.push(to_vip.counter().then(by_kernel)),
+            Steer::QueueOr(_) => {
+                first.push(to_vip.clone().counter().queue(queue));
+                second.push(to_vip.mark(0).counter().then(by_kernel));
+            }
+        }
+    }
+    if let Steer::QueueOr(offload) | Steer::Kernel(offload) = steer {
+        offload.clone().put_into(&mut table);
+    }
+    if !second.is_empty() {
+        // What bypasses a queue goes on at the next hook, not at the next rule.
+        let hook = Some(Hook { place: Place::Prerouting, priority: 1 });
+        table = table.chain("bypassed", Chain { hook, rules: second });
     }
     if defragment {
         let hook = Some(Hook { place: Place::Prerouting, priority: -300 });
         let rules = Family::ALL.map(NftRule::defragment).to_vec();
-        table.chains.insert("defragment".into(), Chain { hook, rules });
+        table = table.chain("defragment", Chain { hook, rules });
     }
     let hook = Some(Hook { place: Place::Prerouting, priority: 0 });
-    table.chains.insert("prerouting".into(), Chain { hook, rules });
-    table
+    table.chain("prerouting", Chain { hook, rules: first })
 }
 
 #[cfg(test)]

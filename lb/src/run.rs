@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::control::{Control, remove};
 use crate::engine::{Policy, Tables};
 use crate::maglev::Size;
+use crate::offload::Engine;
 use crate::queue::{Queues, Settings as QueueSettings};
 use crate::readiness::Server;
 use crate::rules::owner;
@@ -37,7 +38,9 @@ pub struct Options {
     pub socket: String,
     /// Queues and their loop.
     pub queue: QueueSettings,
-    /// Packets pass unmarked when no thread listens, instead of being dropped by the queue.
+    /// Who chooses endpoints: the queue threads or nftables.
+    pub engine: Engine,
+    /// While no thread listens nftables chooses, as far as it can, instead of the queue dropping everything.
     pub bypass: bool,
     /// The CPU of a packet picks its queue, instead of the hash of its addresses.
     pub fanout: bool,
@@ -59,6 +62,7 @@ impl Default for Options {
             internal_interface: None,
             socket: DEFAULT_SOCKET.into(),
             queue: QueueSettings { queues: 0..=last, ..QueueSettings::default() },
+            engine: Engine::default(),
             bypass: false,
             fanout: false,
             drain: Duration::from_secs(10),
@@ -104,7 +108,8 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     tracing::info!(gateway = %options.gateway, socket = options.socket, ?queue, "load balancer starts");
 
     let (mut objects, _source) = source::folder(options.config_dir.clone(), &options.gateway.namespace);
-    let mut control = Control::new(options.gateway.clone(), settings, (kernel, nft), (queue, queues), server);
+    let mut control =
+        Control::new(options.gateway.clone(), settings, (kernel, nft), (options.engine, queue, queues), server);
     control.look().await?;
     let mut beats = interval(HEARTBEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);

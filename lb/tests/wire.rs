@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use lab::{Connection, Lab, VIP4, VIP6, eventually};
 use martlet_lb::hash::{Flow, Seed};
 use martlet_lb::maglev::{Size, Table};
+use martlet_lb::offload::Engine;
 use martlet_lb::queue::Loop;
 
 /// The application that the wire contract chooses for a flow of the client to port 4000.
@@ -183,4 +184,40 @@ fn the_loop_of_the_crate_nfq_serves_as_well() {
     lab.wait_ready(true);
     everybody_answers(&lab, &all);
     lb.end().unwrap();
+}
+
+#[test]
+fn the_kernel_engine_chooses_the_same_endpoints() {
+    let lab = Lab::new("kernel", 3);
+    let (all, some): (BTreeSet<u8>, BTreeSet<u8>) = ([1, 2, 3].into(), [1, 3].into());
+    lab.configure(&all);
+    let lb = lab.start(|options| options.engine = Engine::Kernel);
+    lab.wait_ready(true);
+    everybody_answers(&lab, &all);
+    packets::fragments_arrive(&lab, &all);
+    let queued = || lab.run(&lab.lb(), "nft list chain inet martlet-lb flows-4").1;
+    assert!(queued().contains("map @slots-5000-65537"), "{}", queued());
+    for vip in [VIP4, VIP6] {
+        let (answered, text) = lab.run(&lab.client(), &format!("ping -n -c 3 -i 0.2 -W 10 {vip}"));
+        assert!(answered && text.contains(" 0% packet loss"), "an echo goes by the queue: {text}");
+    }
+    lab.configure(&some);
+    eventually("application 2 is gone", || !lab.run(&lab.lb(), "ip route show table 5002").1.contains("default"));
+    everybody_answers(&lab, &some);
+    lb.end().unwrap();
+}
+
+#[test]
+fn with_bypass_the_kernel_goes_on_when_the_process_is_dead() {
+    let lab = Lab::new("bypass", 2);
+    let all: BTreeSet<u8> = [1, 2].into();
+    lab.configure(&all);
+    let lb = lab.start(|options| options.bypass = true);
+    lab.wait_ready(true);
+    everybody_answers(&lab, &all);
+    lb.crash();
+    eventually("the queues are closed", || {
+        lab.run(&lab.lb(), "cat /proc/net/netfilter/nfnetlink_queue").1.trim().is_empty()
+    });
+    everybody_answers(&lab, &all);
 }

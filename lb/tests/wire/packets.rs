@@ -54,16 +54,21 @@ fn fragments_in_any_order_reach_the_endpoint_of_their_flow() {
     let all: BTreeSet<u8> = [1, 2, 3].into();
     lab.configure(&all);
     let lb = start(&lab, FragmentMode::Table);
+    fragments_arrive(&lab, &all);
+    lb.end().unwrap();
+}
+
+/// Datagrams of both families in fragments in any order.
+pub fn fragments_arrive(lab: &Lab, all: &BTreeSet<u8>) {
     for vip in [VIP4, VIP6] {
         let make = move |port: u16| {
             let datagram = udp(client(vip), vip, [port, 4000], &[7; 4001]);
             orders(fragments(client(vip), vip, 17, port, 1000, &datagram), port)
         };
-        for (port, application) in ask(&lab, vip, make, 60) {
-            assert_eq!(application, expected_of(vip, 17, port, &all), "{vip} from port {port}");
+        for (port, application) in ask(lab, vip, make, 30) {
+            assert_eq!(application, expected_of(vip, 17, port, all), "{vip} from port {port}");
         }
     }
-    lb.end().unwrap();
 }
 
 #[test]
@@ -72,15 +77,7 @@ fn fragments_that_the_kernel_puts_together_arrive_too() {
     let all: BTreeSet<u8> = [1, 2].into();
     lab.configure(&all);
     let lb = start(&lab, FragmentMode::Kernel);
-    for vip in [VIP4, VIP6] {
-        let make = move |port: u16| {
-            let datagram = udp(client(vip), vip, [port, 4000], &[7; 4001]);
-            orders(fragments(client(vip), vip, 17, port, 1000, &datagram), port)
-        };
-        for (port, application) in ask(&lab, vip, make, 30) {
-            assert_eq!(application, expected_of(vip, 17, port, &all), "{vip} from port {port}");
-        }
-    }
+    fragments_arrive(&lab, &all);
     lb.end().unwrap();
 }
 

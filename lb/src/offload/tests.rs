@@ -1,0 +1,249 @@
+//! The chains, walked as the kernel walks them, against what the queue engine decides.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use martlet_api::view::{ByteMatch, Endpoint, ObjectName, Service};
+use martlet_netlink::Link;
+use martlet_netlink::nft::QueueForm;
+use proptest::prelude::*;
+
+use super::*;
+use crate::counters::Reason;
+use crate::hash::{jhash, scale};
+use crate::packet::parse;
+use crate::targets::{Marks, Settings, targets};
+
+const QUEUE: Queue = Queue { first: 0, total: 1, bypass: false, fanout: false, form: QueueForm::Native };
+
+/// What the kernel does with a packet.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Mark(u32),
+    Queue,
+}
+
+/// Runs a chain over a packet whose transport header begins at `transport`.
+fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
+    'rules: for rule in &made.chains[chain_of(family)].rules {
+        let mut registers = [0_u8; 64];
+        let mut mark = 0;
+        for expression in &rule.0 {
+            match expression {
+                Expression::Meta { key, to } => {
+                    let value = match key {
+                        MetaKey::Family => {
+                            if family == Family::Ipv4 {
+                                2
+                            } else {
+                                10
+                            }
+                        }
+                        MetaKey::Protocol => protocol,
+                        _ => panic!("not used"),
+                    };
+                    let at = usize::from(to.0) * 4;
+                    registers[at..at + 4].copy_from_slice(&[value, 0, 0, 0]);
+                }
+                Expression::Payload { base, offset, length, to } => {
+                    let start =
+                        usize::try_from(*offset).unwrap() + if *base == Base::Transport { transport } else { 0 };
+                    let length = usize::try_from(*length).unwrap();
+                    let Some(octets) = packet.get(start..start + length) else { continue 'rules };
+                    let at = usize::from(to.0) * 4;
+                    registers[at..at + length.next_multiple_of(4)].fill(0);
+                    registers[at..at + length].copy_from_slice(octets);
+                }
+                Expression::Compare { register, equal, value } => {
+                    let at = usize::from(register.0) * 4;
+                    if (registers[at..at + value.len()] == value[..]) != *equal {
+                        continue 'rules;
+                    }
+                }
+                Expression::Bitwise { from, to, mask, xor } => {
+                    for (number, (mask, xor)) in mask.iter().zip(xor).enumerate() {
+                        registers[usize::from(to.0) * 4 + number] =
+                            registers[usize::from(from.0) * 4 + number] & mask ^ xor;
+                    }
+                }
+                Expression::Lookup { register, set, found } => {
+                    let Set::Prefixes { family, elements } = &made.sets[set] else { panic!("{set}") };
+                    let at = usize::from(register.0) * 4;
+                    let address: IpAddr = match family {
+                        Family::Ipv4 => <[u8; 4]>::try_from(&registers[at..at + 4]).unwrap().into(),
+                        Family::Ipv6 => <[u8; 16]>::try_from(&registers[at..at + 16]).unwrap().into(),
+                    };
+                    if elements.iter().any(|net| net.contains(&address)) != *found {
+                        continue 'rules;
+                    }
+                }
+                Expression::Hash { from, length, modulus, seed, to } => {
+                    let at = usize::from(from.0) * 4;
+                    let hash = jhash(&registers[at..at + usize::try_from(*length).unwrap()], *seed);
+                    let at = usize::from(to.0) * 4;
+                    registers[at..at + 4].copy_from_slice(&scale(hash, *modulus).to_ne_bytes());
+                }
+                Expression::Map { register, map, to } => {
+                    let Set::Marks(marks) = &made.sets[map] else { panic!("{map}") };
+                    let at = usize::from(register.0) * 4;
+                    let slot = u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap());
+                    let at = usize::from(to.0) * 4;
+                    registers[at..at + 4].copy_from_slice(&marks[usize::try_from(slot).unwrap()].to_ne_bytes());
+                }
+                Expression::SetMark { from } => {
+                    let at = usize::from(from.0) * 4;
+                    mark = u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap());
+                }
+                Expression::Counter => {}
+                Expression::Accept => return End::Mark(mark),
+                Expression::Queue(_) => return End::Queue,
+                other => panic!("not used: {other:?}"),
+            }
+        }
+    }
+    panic!("a packet fell out of the chain");
+}
+
+fn packet(six: bool, source: u8, vip: u8, protocol: u8, ports: [u16; 2]) -> Vec<u8> {
+    let transport = [&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes(), &[0; 4]].concat();
+    let mut octets = if six {
+        let [from, to] = [format!("fd00::{source:x}"), format!("2000::{vip:x}")]
+            .map(|text| text.parse::<std::net::Ipv6Addr>().unwrap().octets());
+        [&[0x60, 0, 0, 0, 0, 8, protocol, 64], &from[..], &to].concat()
+    } else {
+        vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 0, source, 20, 0, 0, vip]
+    };
+    octets.extend(transport);
+    octets
+}
+
+fn nets(prefixes: &[&str]) -> BTreeSet<IpNet> {
+    prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect()
+}
+
+fn view(routes: Vec<Route>) -> View {
+    let endpoint = |number: u32| Endpoint {
+        name: "pod".into(),
+        ipv4: Some(std::net::Ipv4Addr::new(10, 9, 0, u8::try_from(number).unwrap())),
+        // Of service b only one has both families: two tables.
+        ipv6: (number != 7).then(|| format!("fd09::{number}").parse().unwrap()),
+        ready: true,
+        serving: true,
+        terminating: false,
+    };
+    let service = |numbers: &[u32]| Service {
+        endpoints: numbers.iter().map(|number| (*number, endpoint(*number))).collect(),
+        max_endpoints: 10,
+    };
+    View {
+        gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
+        exists: true,
+        routers: BTreeMap::new(),
+        routes: routes.into_iter().enumerate().map(|(number, route)| (format!("r{number}").into(), route)).collect(),
+        services: [("a".into(), service(&[1, 2, 3])), ("b".into(), service(&[6, 7])), ("none".into(), service(&[]))]
+            .into(),
+        vips: nets(&["20.0.0.1/32", "20.0.0.2/32", "2000::1/128", "2000::2/128"]),
+        subnets: BTreeSet::new(),
+        conditions: BTreeSet::new(),
+    }
+}
+
+fn made(view: &View) -> (Tables, Offload) {
+    let addresses = ["10.9.0.254/24", "fd09::fe/64"].map(|address| address.parse().unwrap()).into();
+    let link = Link { index: 3, name: "int".into(), up: true, carrier: true, mtu: 1500, addresses };
+    let settings = Settings { size: Some(crate::maglev::Size::new(251).unwrap()), ..Settings::default() };
+    let made = targets(view, &[(3, link)].into(), &mut Marks::default(), &settings, &Tables::default());
+    let offload = offload(view, &made.tables, QUEUE);
+    (Tables::clone(&made.tables), offload)
+}
+
+prop_compose! {
+    fn route()(
+        priority in 0..3_i32, vips in 1_usize..4, sources in 0_usize..4, protocols in 1_u8..8,
+        source_ports in prop::collection::btree_set((0_u16..8, 0_u16..9), 0..2),
+        destination_ports in prop::collection::btree_set((0_u16..8, 0_u16..9), 0..3),
+        backend in prop::sample::select(vec!["a", "b", "none", "missing"]), byte in 0_u8..5,
+    ) -> Route {
+        let range = |ranges: BTreeSet<(u16, u16)>| ranges.into_iter().map(|(first, more)| (first, first + more)).collect();
+        let all = [TransportProtocol::Tcp, TransportProtocol::Udp, TransportProtocol::Sctp];
+        let protocols: BTreeSet<_> =
+            all.into_iter().zip([1, 2, 4]).filter(|(_, bit)| protocols & bit != 0).map(|(one, _)| one).collect();
+        let first = *protocols.first().unwrap();
+        Route {
+            priority,
+            destinations: nets([&["20.0.0.1/32", "2000::1/128"][..], &["20.0.0.2/32"], &["20.0.0.1/32", "20.0.0.2/32", "2000::2/128"]][vips - 1]),
+            sources: nets([&[][..], &["0.0.0.0/0"], &["10.0.0.0/30", "fd00::/126"], &["::/0"]][sources]),
+            protocols,
+            source_ports: range(source_ports),
+            destination_ports: range(destination_ports),
+            byte_matches: if byte == 0 {
+                vec![ByteMatch { protocol: first, offset: 1, octets: 1, mask: 1, value: 1 }]
+            } else { vec![] },
+            backend: backend.into(),
+            ..Route::default()
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn both_engines_send_a_flow_to_the_same_endpoint(
+        routes in prop::collection::vec(route(), 0..8),
+        packets in prop::collection::vec((any::<bool>(), 0_u8..8, 1_u8..3, 0_usize..4, 0_u16..18, 0_u16..18), 1..40),
+    ) {
+        let (tables, offload) = made(&view(routes));
+        for (six, source, vip, transport, from, to) in packets {
+            let protocol = [6, 17, 132, if six { 58 } else { 1 }][transport];
+            let octets = packet(six, source, vip, protocol, [from, to]);
+            let family = if six { Family::Ipv6 } else { Family::Ipv4 };
+            let by_queue = parse(&octets).map_err(Reason::from).and_then(|packet| tables.fate(&packet));
+            match walk(&offload, family, &octets, if six { 40 } else { 20 }, protocol) {
+                End::Mark(mark) => prop_assert_eq!(by_queue.map(|choice| choice.mark), Ok(mark)),
+                // The queue engine decides all that comes to it.
+                End::Queue => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_kernel_can_decide_does_not_come_to_the_queue() {
+    let route = Route {
+        destinations: nets(&["20.0.0.1/32", "2000::1/128"]),
+        protocols: [TransportProtocol::Tcp, TransportProtocol::Udp].into(),
+        destination_ports: [(4000, 4001)].into(),
+        backend: "a".into(),
+        ..Route::default()
+    };
+    let (_, offload) = made(&view(vec![route]));
+    for six in [false, true] {
+        let family = if six { Family::Ipv6 } else { Family::Ipv4 };
+        let end = |protocol, port| {
+            walk(&offload, family, &packet(six, 1, 1, protocol, [1, port]), if six { 40 } else { 20 }, protocol)
+        };
+        assert!(matches!(end(6, 4000), End::Mark(_)) && matches!(end(17, 4001), End::Mark(_)));
+        assert_eq!((end(6, 4002), end(132, 4000), end(1, 4000)), (End::Queue, End::Queue, End::Queue));
+    }
+    assert_eq!((offload.elements, offload.excess()), (251, None), "both families share one map");
+}
+
+#[test]
+fn what_is_too_much_says_so() {
+    let huge = Offload { elements: MOST_ELEMENTS + 1, ..Offload::default() };
+    assert!(huge.excess().unwrap().contains("2000001 slots"));
+    let long = Offload { rules: MOST_RULES + 1, ..Offload::default() };
+    assert!(long.excess().unwrap().contains("513 rules"));
+}
+
+proptest! {
+    #[test]
+    fn blocks_are_exactly_the_ranges(first: u16, more in 0_u16..500, port: u16) {
+        let last = first.saturating_add(more);
+        for port in [port, first, last, first.wrapping_sub(1), last.wrapping_add(1)] {
+            let inside = blocks(&[(first, last)].into()).iter().filter(|(start, mask)| port & mask == *start).count();
+            prop_assert_eq!(inside, usize::from((first..=last).contains(&port)));
+        }
+    }
+}
