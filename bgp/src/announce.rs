@@ -28,6 +28,8 @@ const LAST: u32 = u32::MAX - 1;
 const ANNOUNCED: u8 = 1;
 /// It waits among the withdrawals.
 const WITHDRAWING: u8 = 2;
+/// It waits there because its attributes leave no room for it.
+const UNFIT: u8 = 4;
 
 /// How many prefixes are looked at before other work gets its turn.
 const DUMP: u32 = 32768;
@@ -245,8 +247,10 @@ impl AdjRibOut {
             && let Some(destination) = self.withdrawals.pop_front()
         {
             let index = at(destination);
-            self.flags[index] &= !WITHDRAWING;
-            if self.flags[index] & ANNOUNCED != 0 && Self::wanted::<P>(rib, audience, destination).is_none() {
+            let unfit = self.flags[index] & UNFIT != 0;
+            self.flags[index] &= !(WITHDRAWING | UNFIT);
+            let gone = unfit || Self::wanted::<P>(rib, audience, destination).is_none();
+            if gone && self.flags[index] & ANNOUNCED != 0 {
                 self.flags[index] &= !ANNOUNCED;
                 self.announced -= 1;
                 counters.withdrawals_out += 1;
@@ -318,6 +322,10 @@ impl AdjRibOut {
                     P::table(rib).prefix(destination).put(&mut nlri);
                 }
                 // Attributes that fill a message alone cannot be passed on (RFC 4271 section 9.2).
+                Some(same) if same == id && self.flags[index] & (ANNOUNCED | WITHDRAWING) == ANNOUNCED => {
+                    self.flags[index] |= WITHDRAWING | UNFIT;
+                    self.withdrawals.push_back(destination);
+                }
                 Some(same) if same == id => (),
                 Some(other) => moved.push((destination, other)),
                 None => (),

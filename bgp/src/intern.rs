@@ -80,6 +80,11 @@ impl Stored {
         Attributes::parse(&self.octets, STORED).0
     }
 
+    /// All attributes but the next hop, as on the wire.
+    pub fn octets(&self) -> &[u8] {
+        &self.octets
+    }
+
     fn own() -> Self {
         Self {
             neighbor: SELF,
@@ -144,6 +149,7 @@ pub struct Interner {
     slots: Vec<u32>,
     scratch: Vec<u8>,
     seed: u64,
+    octets: usize,
 }
 
 #[expect(
@@ -176,7 +182,14 @@ fn at(index: u32) -> usize {
 impl Interner {
     /// An empty one; `seed` keeps a neighbour from choosing where its routes collide.
     pub fn new(seed: u64) -> Self {
-        Self { stored: vec![Stored::own()], free: Vec::new(), slots: vec![EMPTY; 64], scratch: Vec::new(), seed }
+        Self {
+            stored: vec![Stored::own()],
+            free: Vec::new(),
+            slots: vec![EMPTY; 64],
+            scratch: Vec::new(),
+            seed,
+            octets: 0,
+        }
     }
 
     /// The set with this number.
@@ -187,6 +200,11 @@ impl Interner {
     /// How many sets there are.
     pub fn len(&self) -> usize {
         self.stored.len() - self.free.len() - 1
+    }
+
+    /// Octets that all sets take, but for what is beside them.
+    pub const fn octets(&self) -> usize {
+        self.octets
     }
 
     /// One route more has this set.
@@ -200,6 +218,7 @@ impl Interner {
         stored.references -= 1;
         if stored.references == 0 {
             let hash = stored.hash;
+            self.octets -= stored.octets.len();
             stored.octets = Box::new([]);
             self.remove(id, hash);
             self.free.push(id);
@@ -276,6 +295,7 @@ impl Interner {
             references: 1,
             hash,
         };
+        self.octets += octets.len();
         let id = if let Some(id) = self.free.pop() {
             self.stored[at(id)] = stored;
             id

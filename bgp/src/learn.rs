@@ -11,10 +11,22 @@ use crate::speaker::Speaker;
 use crate::wire::attribute::{Approach, Attributes, NextHop};
 use crate::wire::prefix::{Nlri, Prefix, Prefix4, Prefix6};
 use crate::wire::update::{Update, UpdateError};
-use crate::{Event, Family, Import, NeighborState, Output};
+use crate::{Event, Family, Import, NeighborState, Output, PrefixLimit};
 
 /// Above so many routes of a neighbour single ones are no news.
 const NEWS: u32 = 1000;
+
+/// The most prefixes of a family from a neighbour without a configured limit: several times what the Internet has.
+const MOST_PREFIXES: u32 = 5_000_000;
+
+/// What there is too much of.
+#[derive(Clone, Copy, Debug)]
+pub enum Excess {
+    /// Prefixes, by the neighbour's configuration.
+    Prefixes(Family, PrefixLimit),
+    /// Whatever, by what a process should take.
+    Resources,
+}
 
 /// Our own prefixes of both families.
 #[derive(Clone, Debug)]
@@ -60,6 +72,10 @@ pub fn exporter<'a>(
     Some(Exporter { neighbor: index, config, negotiated, endpoints, router_id })
 }
 
+fn count<P: Prefix>(nlri: Nlri<'_>) -> u64 {
+    u64::try_from(nlri.iter::<P>().count()).unwrap_or(u64::MAX)
+}
+
 /// The routes of one message for one next hop: what they share, or nothing if they are as good as withdrawn.
 type Shared = Option<AttributesId>;
 
@@ -80,7 +96,9 @@ impl Speaker {
             return Ok(());
         }
         self.learn::<Prefix4>(neighbor, index, update.withdrawn, None);
+        neighbor.counters.withdrawals_in += count::<Prefix4>(update.withdrawn);
         if let Some(unreach) = update.attributes.mp_unreach {
+            neighbor.counters.withdrawals_in += count::<Prefix6>(unreach.nlri);
             match unreach.family {
                 Family::Ipv4 => self.learn::<Prefix4>(neighbor, index, unreach.nlri, None),
                 Family::Ipv6 => self.learn::<Prefix6>(neighbor, index, unreach.nlri, None),
@@ -150,9 +168,11 @@ impl Speaker {
         let epoch = neighbor.epochs[family];
         let spread = self.listens(P::FAMILY);
         for prefix in nlri.iter::<P>() {
-            let wanted = shared.filter(|_| {
-                !prefix.martian() && accepts(&neighbor.config.import, prefix) && !P::own(&self.own).contains(prefix)
-            });
+            let own = shared.is_some() && P::own(&self.own).contains(prefix);
+            if own {
+                neighbor.refused_own.insert(prefix.net());
+            }
+            let wanted = shared.filter(|_| !own && !prefix.martian() && accepts(&neighbor.config.import, prefix));
             let (table, interner) = P::tables(&mut self.rib);
             let usable = |index: NeighborIndex| !self.unusable.get(usize::from(index)).copied().unwrap_or(false);
             let change = if let Some(id) = wanted {
@@ -160,7 +180,6 @@ impl Speaker {
                 interner.retain(id);
                 table.set(prefix, index, epoch, id, interner, &usable)
             } else {
-                neighbor.counters.withdrawals_in += u64::from(shared.is_none());
                 table.find(prefix).map_or(Change::None, |found| table.remove(found, index, interner, &usable))
             };
             self.count_change(neighbor, prefix, change);
@@ -349,16 +368,22 @@ impl Speaker {
         }
     }
 
-    /// Warns of, and ends, a session with too many prefixes.
-    pub(crate) fn over_limit(&mut self, neighbor: &mut Neighbor) -> Option<Family> {
-        let limit = neighbor.config.maximum_prefixes?;
+    /// Whether a neighbour told more than it may, or than we can hold; warns before.
+    pub(crate) fn over_limit(&mut self, neighbor: &mut Neighbor) -> Option<Excess> {
+        let limit = neighbor.config.maximum_prefixes;
         for family in [Family::Ipv4, Family::Ipv6] {
             let count = neighbor.received[place(family)];
+            let Some(limit) = limit else {
+                if count > MOST_PREFIXES {
+                    return Some(Excess::Resources);
+                }
+                continue;
+            };
             if count > limit.maximum {
-                return Some(family);
+                return Some(Excess::Prefixes(family, limit));
             }
-            let warn =
-                u64::from(count) * 100 >= u64::from(limit.maximum) * u64::from(limit.warning_percent) && count > 0;
+            let threshold = u64::from(limit.maximum) * u64::from(limit.warning_percent);
+            let warn = u64::from(count) * 100 >= threshold && count > 0;
             let warned = &mut neighbor.warned[place(family)];
             if warn && !*warned {
                 let neighbor = neighbor.id.clone();
@@ -366,7 +391,7 @@ impl Speaker {
             }
             *warned = warn;
         }
-        None
+        (self.rib.interner.octets() > self.most_octets).then_some(Excess::Resources)
     }
 
     /// Lets a session's end be felt: what it heard is forgotten, what it told goes or waits.

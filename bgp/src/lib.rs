@@ -14,12 +14,14 @@ mod fsm;
 mod intern;
 mod io;
 mod learn;
+mod look;
 mod neighbor;
 mod policy;
 mod rib;
 mod session;
 mod speaker;
 mod wire;
+mod wish;
 
 pub use config::{
     Bfd, Community, Export, Family, GracefulRestart, HoldTime, Import, Local, NeighborConfig, NeighborId, PrefixLimit,
@@ -29,4 +31,5 @@ pub use io::{
     BfdState, CloseReason, ConnectionId, Counters, Endpoints, Event, Input, NeighborState, NeighborStatus, Output,
     Path, Ticket,
 };
+pub use look::RouteDetails;
 pub use speaker::Speaker;

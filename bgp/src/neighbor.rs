@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use martlet_clock::{Dice, Instant};
 
 use crate::announce::AdjRibOut;
@@ -30,6 +31,8 @@ pub const INCOMING: usize = 1;
 
 /// The longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// How long a neighbour that told more than we can hold is not tried.
+const EXHAUSTED: Duration = Duration::from_mins(5);
 /// A session that lasted this long has not failed.
 const LASTED: Duration = Duration::from_secs(30);
 /// How long stale routes wait for End-of-RIB once the session is back (RFC 4724 section 4.2 leaves it open).
@@ -93,6 +96,8 @@ pub struct Neighbor {
     /// By family: whether the warning of too many prefixes was told.
     pub warned: [bool; 2],
     pub end_of_rib: BTreeSet<Family>,
+    /// Prefixes that it told and that were ours: at most as many as we have.
+    pub refused_own: BTreeSet<IpNet>,
     pub since: Instant,
     pub last_error: Option<String>,
     /// Whether BFD took its routes out (RFC 5882 section 4.3).
@@ -126,6 +131,7 @@ impl Neighbor {
             stale: [None; 2],
             warned: [false; 2],
             end_of_rib: BTreeSet::new(),
+            refused_own: BTreeSet::new(),
             since: now,
             last_error: None,
             out: false,
@@ -433,6 +439,7 @@ impl Neighbor {
         if was == State::Established {
             let keep = connection.negotiated.as_ref().map(|one| kept(one, event, cause)).unwrap_or_default();
             self.end_of_rib.clear();
+            self.refused_own.clear();
             self.effects.push(Effect::Down { keep });
         }
         if event != Fsm::ConnectRetryTimerExpires {
@@ -441,11 +448,20 @@ impl Neighbor {
     }
 
     fn tell_closed(&mut self, env: &mut Env<'_>, was: State, told: bool, cause: &Cause) {
+        if !told && !matches!(cause, Cause::Closed(_)) {
+            // There was no connection to end, and nobody to tell; but why it is not tried is worth knowing.
+            if let Cause::Send(one, text) = cause
+                && one.subcode != Cease::Collision.subcode()
+            {
+                self.last_error = Some(text.clone());
+            }
+            return;
+        }
         let (code, sent, text) = match cause {
-            Cause::None if !told => return,
             Cause::None => (None, false, "closed".to_owned()),
             Cause::Send(one, text) => {
-                let text = if text.is_empty() { one.describe() } else { format!("{}: {text}", one.describe()) };
+                let said = one.describe();
+                let text = if text.is_empty() || said.contains(text) { said } else { format!("{said}: {text}") };
                 (Some((one.code, one.subcode)), true, text)
             }
             Cause::Got(one) => (Some((one.code, one.subcode)), false, one.describe()),
@@ -601,6 +617,14 @@ impl Neighbor {
         self.limited = true;
         self.limited_until = restart_after.map(|after| env.now + after);
         self.stop(env, Fsm::AutomaticStop, &notification, &format!("more than {maximum} {family:?} prefixes"));
+    }
+
+    /// It tells more than we can hold.
+    pub fn exhaust(&mut self, env: &mut Env<'_>) {
+        self.limited = true;
+        self.limited_until = Some(env.now + EXHAUSTED);
+        let text = "its routes take more memory than we give";
+        self.stop(env, Fsm::AutomaticStop, &Notification::cease(Cease::Resources, ""), text);
     }
 
     /// An operator wants it to be tried now.

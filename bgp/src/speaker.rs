@@ -13,7 +13,7 @@ use martlet_clock::{Dice, Instant, Timers};
 use crate::announce::{AdjRibOut, Audience};
 use crate::fsm::Event as Fsm;
 use crate::intern::{NeighborIndex, SELF};
-use crate::learn::{Own, exporter};
+use crate::learn::{Excess, Own, exporter};
 use crate::neighbor::{Cause, Effect, Env, INCOMING, Neighbor, OUTGOING};
 use crate::policy::weights;
 use crate::rib::{self, Rib, Table, Tables, multipath, place};
@@ -21,6 +21,7 @@ use crate::wire::Type;
 use crate::wire::notification::{self, Cease, Notification};
 use crate::wire::prefix::{Prefix, Prefix4, Prefix6};
 use crate::wire::refresh::{Refresh, Subtype};
+use crate::wish::request_refresh;
 use crate::{
     BfdState, CloseReason, ConnectionId, Counters, Event, Family, Input, Local, NeighborConfig, NeighborId,
     NeighborState, NeighborStatus, Output, Path,
@@ -28,6 +29,9 @@ use crate::{
 
 /// How long End-of-RIB waits after a restart for our own prefixes to be known.
 const RESTART_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The most octets of attributes that are held: a full table has some 20 MB of them.
+const MOST_OCTETS: usize = 1 << 30;
 
 /// A BGP speaker: everything that one router says and hears in BGP.
 #[derive(Debug)]
@@ -43,20 +47,22 @@ pub struct Speaker {
     /// By family: the neighbours that hear what others tell.
     pub(crate) listeners: [Vec<NeighborIndex>; 2],
     pub(crate) tell_every_route: bool,
-    names: BTreeMap<NeighborId, NeighborIndex>,
-    announced: BTreeSet<IpNet>,
-    bfd: BTreeMap<NeighborId, BfdState>,
+    /// The most octets of attributes that all neighbours together may make us hold.
+    pub(crate) most_octets: usize,
+    pub(crate) names: BTreeMap<NeighborId, NeighborIndex>,
+    pub(crate) announced: BTreeSet<IpNet>,
+    pub(crate) bfd: BTreeMap<NeighborId, BfdState>,
     connections: BTreeMap<ConnectionId, (NeighborIndex, usize)>,
     /// The last words of connections that are gone for us.
     closing: BTreeMap<ConnectionId, Vec<u8>>,
     next_connection: u64,
     dice: Dice,
-    timers: Timers<NeighborIndex>,
+    pub(crate) timers: Timers<NeighborIndex>,
     stopping: bool,
     /// When the first thing happened.
     started: Option<Instant>,
     /// End-of-RIB may be told then, or once our own prefixes are known.
-    patience: Option<Instant>,
+    pub(crate) patience: Option<Instant>,
     told_changes: bool,
 }
 
@@ -73,6 +79,7 @@ impl Speaker {
             unusable: Vec::new(),
             listeners: [Vec::new(), Vec::new()],
             tell_every_route: false,
+            most_octets: MOST_OCTETS,
             names: BTreeMap::new(),
             announced: BTreeSet::new(),
             bfd: BTreeMap::new(),
@@ -93,6 +100,12 @@ impl Speaker {
         self.tell_every_route = every;
     }
 
+    /// The most octets of path attributes that are held, of all neighbours together (1 GiB unless set): the neighbour that
+    /// goes beyond is told Cease/Out of Resources and left alone for five minutes.
+    pub fn limit_octets(&mut self, most: usize) {
+        self.most_octets = most;
+    }
+
     /// Takes note of what happened at `now`; what follows from it is in [`Speaker::poll`].
     pub fn handle(&mut self, now: Instant, input: Input<'_>) {
         if self.started.is_none() {
@@ -103,10 +116,7 @@ impl Speaker {
             Input::SetLocal(local) => self.set_local(now, local),
             Input::SetNeighbors(wanted) => self.set_neighbors(now, wanted),
             Input::SetAnnounced(wanted) => self.set_announced(wanted),
-            Input::SetOwn(own) => {
-                self.own = Own::new(own);
-                self.each(now, |speaker, _, neighbor, index| speaker.filter(neighbor, index));
-            }
+            Input::SetOwn(own) => self.set_own(now, own),
             Input::SetBfd(states) => self.set_bfd(now, states),
             Input::Connected(id, endpoints) => {
                 self.on(now, id, |neighbor, env, slot| neighbor.connected(env, slot, endpoints));
@@ -288,14 +298,14 @@ impl Speaker {
     // ---- the neighbours ----
 
     /// Does something with one neighbour, and what follows from it.
-    fn with(&mut self, now: Instant, index: NeighborIndex, act: impl FnOnce(&mut Neighbor, &mut Env<'_>)) {
+    pub(crate) fn with(&mut self, now: Instant, index: NeighborIndex, act: impl FnOnce(&mut Neighbor, &mut Env<'_>)) {
         let Some(mut neighbor) = self.neighbors.get_mut(usize::from(index)).and_then(Option::take) else { return };
         self.act(now, index, &mut neighbor, act);
         self.put_back(index, neighbor);
     }
 
     /// The same with a neighbour that is not in the list.
-    fn act(
+    pub(crate) fn act(
         &mut self,
         now: Instant,
         index: NeighborIndex,
@@ -326,7 +336,7 @@ impl Speaker {
         }
     }
 
-    fn put_back(&mut self, index: NeighborIndex, neighbor: Box<Neighbor>) {
+    pub(crate) fn put_back(&mut self, index: NeighborIndex, neighbor: Box<Neighbor>) {
         match neighbor.deadline() {
             Some(at) => self.timers.set(index, at),
             None => self.timers.stop(index),
@@ -336,13 +346,13 @@ impl Speaker {
         }
     }
 
-    fn everyone(&mut self, now: Instant, act: impl Fn(&mut Neighbor, &mut Env<'_>)) {
+    pub(crate) fn everyone(&mut self, now: Instant, act: impl Fn(&mut Neighbor, &mut Env<'_>)) {
         for index in self.indices() {
             self.with(now, index, &act);
         }
     }
 
-    fn each(&mut self, now: Instant, act: impl Fn(&mut Self, Instant, &mut Neighbor, NeighborIndex)) {
+    pub(crate) fn each(&mut self, now: Instant, act: impl Fn(&mut Self, Instant, &mut Neighbor, NeighborIndex)) {
         for index in self.indices() {
             if let Some(mut neighbor) = self.neighbors.get_mut(usize::from(index)).and_then(Option::take) {
                 act(self, now, &mut neighbor, index);
@@ -351,7 +361,7 @@ impl Speaker {
         }
     }
 
-    fn indices(&self) -> Vec<NeighborIndex> {
+    pub(crate) fn indices(&self) -> Vec<NeighborIndex> {
         self.names.values().copied().collect()
     }
 
@@ -368,7 +378,7 @@ impl Speaker {
     }
 
     /// Tells the driver of whom something waits for, and of changes.
-    fn wake(&mut self, now: Instant) {
+    pub(crate) fn wake(&mut self, now: Instant) {
         for index in self.indices() {
             let Some(Some(neighbor)) = self.neighbors.get(usize::from(index)) else { continue };
             let Some(slot) = neighbor.established() else { continue };
@@ -418,187 +428,6 @@ impl Speaker {
         }));
     }
 
-    // ---- what is wanted ----
-
-    fn set_local(&mut self, now: Instant, local: &Local) {
-        let other_id = self.local.router_id != local.router_id;
-        self.local = local.clone();
-        if other_id {
-            // RFC 4271 section 4.2: the identifier is the same on every session, so all begin anew.
-            let notification = Notification::cease(Cease::Configuration, "");
-            self.everyone(now, |neighbor, env| {
-                neighbor.stop(env, Fsm::ManualStop, &notification, "our BGP identifier changed");
-            });
-        }
-    }
-
-    fn set_neighbors(&mut self, now: Instant, wanted: &BTreeMap<NeighborId, NeighborConfig>) {
-        let gone: Vec<_> = self
-            .names
-            .iter()
-            .filter(|(name, _)| !wanted.contains_key(*name))
-            .map(|(name, &index)| (name.clone(), index))
-            .collect();
-        for (name, index) in gone {
-            self.with(now, index, |neighbor, env| {
-                neighbor.config.shutdown = Some(String::new());
-                let notification = Notification::cease(Cease::Deconfigured, "");
-                neighbor.stop(env, Fsm::ManualStop, &notification, "no longer configured");
-            });
-            self.each(now, |speaker, _, neighbor, one| {
-                if one == index {
-                    speaker.flush(neighbor, one, Family::Ipv4, false);
-                    speaker.flush(neighbor, one, Family::Ipv6, false);
-                }
-            });
-            self.timers.stop(index);
-            self.names.remove(&name);
-            if let Some(place) = self.neighbors.get_mut(usize::from(index)) {
-                *place = None;
-            }
-            self.count_listeners();
-        }
-        for (name, config) in wanted {
-            match self.names.get(name).copied() {
-                Some(index) => self.change(now, index, config),
-                None => self.add(now, name, config),
-            }
-        }
-    }
-
-    fn add(&mut self, now: Instant, name: &NeighborId, config: &NeighborConfig) {
-        let free = self.neighbors.iter().position(Option::is_none).unwrap_or(self.neighbors.len());
-        // The last number is ours; who configures more neighbours than there are numbers has the first ones.
-        let Some(index) = NeighborIndex::try_from(free).ok().filter(|&index| index != SELF) else { return };
-        if free == self.neighbors.len() {
-            self.neighbors.push(None);
-            self.unusable.push(false);
-        }
-        self.unusable[free] = false;
-        self.neighbors[free] = Some(Box::new(Neighbor::new(name.clone(), config.clone(), now)));
-        self.names.insert(name.clone(), index);
-        let bfd = self.bfd.get(name).copied();
-        self.with(now, index, |neighbor, env| neighbor.set_bfd(env, bfd));
-    }
-
-    /// Another configuration, with as little harm as it allows.
-    fn change(&mut self, now: Instant, index: NeighborIndex, config: &NeighborConfig) {
-        let Some(Some(neighbor)) = self.neighbors.get(usize::from(index)) else { return };
-        if neighbor.config == *config {
-            return;
-        }
-        let old = neighbor.config.clone();
-        let bfd = self.bfd.get(&neighbor.id).copied();
-        let session = |one: &NeighborConfig| {
-            (
-                one.local_as,
-                one.remote_as,
-                one.families.clone(),
-                one.role,
-                one.route_reflector_client,
-                one.graceful_restart.restarting,
-            )
-        };
-        self.with(now, index, |neighbor, env| {
-            neighbor.config = config.clone();
-            if let Some(text) = &config.shutdown {
-                if old.shutdown.is_none() {
-                    let notification = Notification::cease(Cease::Shutdown, text);
-                    neighbor.stop(env, Fsm::ManualStop, &notification, text);
-                }
-            } else if session(&old) != session(config)
-                || (!old.passive && config.passive && neighbor.established().is_none())
-            {
-                let notification = Notification::cease(Cease::Configuration, "");
-                neighbor.stop(env, Fsm::ManualStop, &notification, "the configuration changed");
-                neighbor.forgive();
-            } else if old.passive && !config.passive && neighbor.established().is_none() {
-                neighbor.stop(
-                    env,
-                    Fsm::ManualStop,
-                    &Notification::cease(Cease::Configuration, ""),
-                    "no longer passive",
-                );
-            }
-            if old.maximum_prefixes != config.maximum_prefixes {
-                neighbor.forgive();
-            }
-            if old.export != config.export {
-                neighbor.heard.iter_mut().for_each(|heard| heard.again(false));
-            }
-            neighbor.set_bfd(env, bfd);
-            neighbor.schedule(env);
-        });
-        self.count_listeners();
-        self.each(now, |speaker, now, neighbor, one| {
-            if one != index {
-                return;
-            }
-            if old.import != config.import {
-                speaker.filter(neighbor, one);
-                // What was not let in was not kept: it must be told again.
-                let refresh = neighbor.session().is_none_or(|(negotiated, _)| negotiated.refresh);
-                speaker.act(now, one, neighbor, |neighbor, env| {
-                    if refresh {
-                        request_refresh(neighbor, env);
-                    } else {
-                        let notification = Notification::cease(Cease::Configuration, "");
-                        neighbor.stop(env, Fsm::ManualStop, &notification, "the import policy changed");
-                    }
-                });
-            }
-            speaker.check_limit(now, neighbor, one);
-            speaker.set_out(neighbor, one);
-        });
-        self.wake(now);
-    }
-
-    fn set_announced(&mut self, wanted: &BTreeSet<IpNet>) {
-        self.patience = None;
-        let old = std::mem::take(&mut self.announced);
-        for gone in old.difference(wanted) {
-            self.originate_net(gone, false);
-        }
-        for new in wanted.difference(&old) {
-            self.originate_net(new, true);
-        }
-        self.announced.clone_from(wanted);
-    }
-
-    fn originate_net(&mut self, net: &IpNet, announced: bool) {
-        if let Some(prefix) = Prefix4::of(net) {
-            self.originate(prefix, announced);
-        } else if let Some(prefix) = Prefix6::of(net) {
-            self.originate(prefix, announced);
-        }
-    }
-
-    fn set_bfd(&mut self, now: Instant, states: &BTreeMap<NeighborId, BfdState>) {
-        let old = std::mem::replace(&mut self.bfd, states.clone());
-        for index in self.indices() {
-            let Some(Some(neighbor)) = self.neighbors.get(usize::from(index)) else { continue };
-            let (before, state) = (old.get(&neighbor.id), states.get(&neighbor.id).copied());
-            if before.copied() != state {
-                self.with(now, index, |neighbor, env| neighbor.set_bfd(env, state));
-                self.each(now, |speaker, _, neighbor, one| {
-                    if one == index {
-                        speaker.set_out(neighbor, one);
-                    }
-                });
-            }
-        }
-    }
-
-    /// A neighbour's hop is out, or in again.
-    fn set_out(&mut self, neighbor: &mut Neighbor, index: NeighborIndex) {
-        if let Some(unusable) = self.unusable.get_mut(usize::from(index))
-            && *unusable != neighbor.out
-        {
-            *unusable = neighbor.out;
-            self.reselect(neighbor, index);
-        }
-    }
-
     // ---- what arrives ----
 
     fn received(&mut self, now: Instant, id: ConnectionId, octets: &[u8]) {
@@ -634,14 +463,18 @@ impl Speaker {
         self.put_back(index, neighbor);
     }
 
-    fn check_limit(&mut self, now: Instant, neighbor: &mut Neighbor, index: NeighborIndex) {
-        if neighbor.established().is_some()
-            && let Some(limit) = neighbor.config.maximum_prefixes
-            && let Some(family) = self.over_limit(neighbor)
-        {
-            self.act(now, index, neighbor, |neighbor, env| {
-                neighbor.limit(env, family, limit.maximum, limit.restart_after);
-            });
+    pub(crate) fn check_limit(&mut self, now: Instant, neighbor: &mut Neighbor, index: NeighborIndex) {
+        if neighbor.established().is_none() {
+            return;
+        }
+        match self.over_limit(neighbor) {
+            None => (),
+            Some(Excess::Prefixes(family, limit)) => {
+                self.act(now, index, neighbor, |neighbor, env| {
+                    neighbor.limit(env, family, limit.maximum, limit.restart_after);
+                });
+            }
+            Some(Excess::Resources) => self.act(now, index, neighbor, Neighbor::exhaust),
         }
     }
 
@@ -698,20 +531,6 @@ impl Speaker {
         }
         done
     }
-}
-
-/// Asks a neighbour that can for its routes again.
-fn request_refresh(neighbor: &mut Neighbor, env: &mut Env<'_>) {
-    let Some(slot) = neighbor.established() else { return };
-    let Some((negotiated, _)) = neighbor.session().filter(|(negotiated, _)| negotiated.refresh) else { return };
-    for family in negotiated.families.clone() {
-        // Operators repeat themselves: one that waits says it all.
-        if neighbor.connections[slot].outbox.len() < crate::wire::MAXIMUM {
-            Refresh { family, subtype: Subtype::Request }.put(&mut neighbor.connections[slot].outbox);
-            neighbor.counters.messages_out += 1;
-        }
-    }
-    neighbor.ready(env, slot);
 }
 
 fn status(neighbor: &Neighbor) -> NeighborStatus {

@@ -75,10 +75,13 @@ fn raw_open(version: u8, asn: u16, hold: u16, router_id: [u8; 4], rest: &[u8]) -
     message(1, &body)
 }
 
+/// What it is, the octets, and the code and subcode that answer them.
+type Case = (&'static str, Vec<u8>, Option<(u8, u8)>);
+
 #[test]
 fn open_message_errors() {
     let id = [10, 0, 0, 2];
-    let cases: Vec<(&str, Vec<u8>, Option<(u8, u8)>)> = vec![
+    let cases: Vec<Case> = vec![
         ("version 3", raw_open(3, 65001, 90, id, &[0]), Some((2, 1))),
         ("version 5", raw_open(5, 65001, 90, id, &[0]), Some((2, 1))),
         ("AS 0", raw_open(4, 0, 90, id, &[0]), Some((2, 2))),

@@ -347,10 +347,30 @@ fn our_own_prefixes_overtake_a_full_table() {
 #[test]
 fn attributes_that_leave_no_room_for_a_prefix_are_not_passed_on() {
     let (mut stage, one, two) = two();
-    let huge = attribute(0xc0, 200, &[7; 4000]);
-    stage.say(one, &update(&[], &[usual(), huge].concat(), &net(1)));
+    let huge = [usual(), attribute(0xc0, 200, &[7; 4000])].concat();
+    stage.say(one, &update(&[], &huge, &net(1)));
     assert_eq!(stage.routes().len(), 1);
     assert_eq!(stage.heard(two), []);
+    stage.say(one, &update(&[], &usual(), &net(1)));
+    assert_eq!(stage.heard(two).len(), 1);
+    stage.say(one, &update(&[], &huge, &net(1)));
+    assert_eq!(stage.heard(two)[0].withdrawn, nets(&["10.1.0.0/16"]));
     stage.say(one, &update(&[], &usual(), &net(2)));
     assert_eq!(stage.heard(two).len(), 1);
+}
+
+#[test]
+fn a_route_can_be_looked_at() {
+    let (mut stage, one, _) = two();
+    let attributes =
+        [usual(), attribute(0x80, 4, &[0, 0, 0, 9]), attribute(0xc0, 8, &[0, 1, 0, 2]), attribute(0xc0, 32, &[0; 12])];
+    stage.say(one, &update(&[], &attributes.concat(), &net(1)));
+    let prefix = "10.1.0.0/16".parse().unwrap();
+    let route = stage.speaker.route(&name(2), &prefix).unwrap();
+    assert_eq!((route.origin, &route.as_path[..], route.med), ("igp", &[65001][..], Some(9)));
+    assert_eq!((&route.communities[..], &route.large_communities[..]), (&[0x0001_0002][..], &[(0, 0, 0)][..]));
+    assert_eq!(route.next_hop.to_string(), "10.0.0.2");
+    // All but the next hop, as they came.
+    assert_eq!(route.octets, [origin(), path(&[65001]), attributes[1..].concat()].concat());
+    assert_eq!(stage.speaker.route(&name(3), &prefix), None);
 }

@@ -52,6 +52,15 @@ fn both_sides_open_at_once_a_hundred_times_and_one_session_stays() {
 }
 
 #[test]
+fn a_connection_that_never_was_is_not_said_to_be_closed_with_a_notification() {
+    let mut world = World::new(NeighborConfig { passive: true, ..config(1, 2) }, config(2, 1));
+    world.until(300);
+    assert!(world.both_established());
+    assert_eq!(world.closes(0), []);
+    assert_eq!(world.sides[0].speaker.status()[&id("b")].last_error, None);
+}
+
+#[test]
 fn a_session_lives_as_long_as_keepalives_pass() {
     let mut world = pair();
     world.until(600_000);
@@ -302,6 +311,22 @@ fn too_many_prefixes_end_the_session_until_the_restart_time() {
     assert_eq!(world.state(0), NeighborState::Idle);
     world.until(120_000);
     assert!(world.both_established());
+}
+
+#[test]
+fn a_neighbour_that_tells_more_than_we_can_hold_is_left_alone_for_a_while() {
+    let mut world = pair();
+    world.sides[0].speaker.limit_octets(0);
+    world.announce(1, &["10.1.0.0/16"]);
+    assert_eq!(world.state(0), NeighborState::Idle);
+    let told = |event: &Event| matches!(event, Event::Closed { text, .. } if text.contains("Out of Resources"));
+    assert!(world.sides[1].events.iter().any(told));
+    assert_eq!(world.routes(0).len(), 0);
+    world.sides[0].speaker.limit_octets(1000);
+    world.until(299_000);
+    assert_eq!(world.state(0), NeighborState::Idle);
+    world.until(340_000);
+    assert_eq!(world.routes(0).len(), 1);
 }
 
 #[test]

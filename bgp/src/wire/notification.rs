@@ -31,7 +31,7 @@ pub const SEND_HOLD_TIMER_EXPIRED: u8 = 8;
 /// Octets of a shutdown communication (RFC 9003).
 pub const COMMUNICATION: usize = 255;
 
-/// Why we end a session in order (5 and 8 are only ever received): RFC 4486, 8203, 8538, 9384.
+/// Why we end a session in order (5 is only ever received): RFC 4486, 8203, 8538, 9384.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cease {
     /// Maximum Number of Prefixes Reached.
@@ -46,6 +46,8 @@ pub enum Cease {
     Configuration = 6,
     /// Connection Collision Resolution.
     Collision = 7,
+    /// Out of Resources.
+    Resources = 8,
     /// Hard Reset: the real one is in the data (RFC 8538).
     HardReset = 9,
     /// BFD Down (RFC 9384).
@@ -62,6 +64,7 @@ impl Cease {
             Self::Reset => 4,
             Self::Configuration => 6,
             Self::Collision => 7,
+            Self::Resources => 8,
             Self::HardReset => 9,
             Self::BfdDown => 10,
         }
