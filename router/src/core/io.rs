@@ -166,6 +166,8 @@ pub enum Event {
     KernelConflict(Object),
     /// Objects of ours that someone else deleted are put back.
     Repaired(usize),
+    /// A neighbour does not answer our connects.
+    NoAnswer(NeighborId, String),
     /// A connection came from nowhere that we know, and was closed.
     Stranger(SocketAddr, Arc<str>),
     /// The router ends: VIPs are withdrawn, forwarding goes on for this long.
@@ -178,7 +180,7 @@ impl Event {
     /// The kind of event, a word for logs and filters.
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::Bgp(_) => "bgp",
+            Self::Bgp(_) | Self::NoAnswer(..) => "bgp",
             Self::Bfd { .. } => "bfd",
             Self::Announced(_) | Self::Withheld(..) => "vip",
             Self::Connectivity(_) => "connectivity",
@@ -199,6 +201,7 @@ impl Event {
     pub fn is_warning(&self) -> bool {
         match self {
             Self::NotTried(..)
+            | Self::NoAnswer(..)
             | Self::Unresolved(..)
             | Self::Refused(_)
             | Self::KernelConflict(_)
@@ -234,6 +237,7 @@ impl Event {
             Self::Bfd { session, .. } => session.to_string(),
             Self::Announced(vip) | Self::Withheld(vip, _) => vip.to_string(),
             Self::NotTried(name, _) => name.to_string(),
+            Self::NoAnswer(neighbor, _) => neighbor.to_string(),
             Self::Unresolved(prefix, ..) => prefix.to_string(),
             Self::Stranger(remote, _) => remote.to_string(),
             _ => String::new(),
@@ -267,6 +271,7 @@ impl fmt::Display for Event {
             Self::Refused(failure) => write!(f, "the kernel refused {:?}: {}", failure.change, failure.error),
             Self::KernelConflict(object) => write!(f, "someone else keeps deleting {object:?}"),
             Self::Repaired(count) => write!(f, "put back what someone else deleted: {count} routes or rules"),
+            Self::NoAnswer(_, text) => f.write_str(text),
             Self::Stranger(_, interface) => write!(f, "no GatewayRouter has this address on {interface}: closed"),
             Self::Draining(time) => write!(f, "stopping: VIPs are withdrawn, forwarding goes on for {time:?}"),
             Self::Stopping => f.write_str("stopping: sessions are closed, learned routes are removed"),

@@ -41,6 +41,8 @@ use life::Life;
 /// After the end of a session, the time until the next is tried: a neighbour that is still cleaning up behind the old one
 /// (FRR 8.4: a dynamic neighbour and its BFD session) loses the new one otherwise.
 const PACE: Duration = Duration::from_millis(100);
+/// Connects in a row without an answer, from which on it is said.
+const UNANSWERED: u32 = 5;
 /// Strangers that are named in the log; more are only refused.
 const STRANGERS: usize = 64;
 
@@ -72,6 +74,7 @@ struct Session {
 #[derive(Clone, Debug)]
 struct Connection {
     neighbor: NeighborId,
+    open: bool,
     interface: Arc<str>,
     local: Option<IpAddr>,
 }
@@ -93,6 +96,8 @@ pub struct Router {
     sessions: BTreeMap<NeighborId, Session>,
     connections: BTreeMap<ConnectionId, Connection>,
     tickets: BTreeMap<Ticket, (NeighborId, IpAddr)>,
+    /// Connects in a row that nobody answered.
+    unanswered: BTreeMap<NeighborId, u32>,
     /// When a neighbour whose session ended may be tried again.
     paced: BTreeMap<NeighborId, Instant>,
     /// Connections that wait for that.
@@ -129,6 +134,7 @@ impl Router {
             connections: BTreeMap::new(),
             tickets: BTreeMap::new(),
             paced: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
             held: BTreeMap::new(),
             supervised: BTreeMap::new(),
             strangers: BTreeSet::new(),
@@ -158,6 +164,9 @@ impl Router {
             Input::Incoming(incoming) => self.on_incoming(now, &incoming),
             Input::Received(id, bytes) => self.speaker.handle(now, BgpInput::Received(id, bytes)),
             Input::Closed(id, reason) => {
+                if let Some(connection) = self.connections.get(&id) {
+                    self.unanswered.remove(&connection.neighbor);
+                }
                 self.forget(id);
                 self.speaker.handle(now, BgpInput::Closed(id, reason));
             }
@@ -268,6 +277,7 @@ impl Router {
         self.set_bfd(now, &intent);
         self.speaker.handle(now, BgpInput::SetNeighbors(&neighbors));
         self.sessions.retain(|id, _| intent.neighbors.contains_key(id));
+        self.unanswered.retain(|id, _| intent.neighbors.contains_key(id));
         self.set_bfd(now, &intent);
         self.supervise();
         self.listen();
@@ -474,7 +484,7 @@ impl Router {
             return self.speaker.handle(now, BgpInput::Closed(connection, CloseReason::Other(why.into())));
         }
         let (interface, local) = (transport.interface.clone(), transport.source);
-        self.connections.insert(connection, Connection { neighbor: id.clone(), interface, local });
+        self.connections.insert(connection, Connection { neighbor: id.clone(), open: false, interface, local });
         self.outputs.push_back(Output::Connect(connection, transport));
     }
 
@@ -506,6 +516,8 @@ impl Router {
     fn on_connected(&mut self, now: Instant, id: ConnectionId, local: SocketAddr, remote: SocketAddr) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.local = Some(local.ip());
+        connection.open = true;
+        self.unanswered.remove(&connection.neighbor);
         let interface = connection.interface.clone();
         let endpoints = self.endpoints(&interface, local, remote);
         self.speaker.handle(now, BgpInput::Connected(id, endpoints));
@@ -539,6 +551,7 @@ impl Router {
                 }
                 BgpOutput::Ready(id) => self.outputs.push_back(Output::Ready(id)),
                 BgpOutput::Close(id) => {
+                    self.count_unanswered(id);
                     self.forget(id);
                     self.outputs.push_back(Output::Close(id));
                 }
@@ -548,6 +561,29 @@ impl Router {
         }
     }
 
+    /// The speaker gives a connect up that nobody answered: after a second of those an operator should know.
+    fn count_unanswered(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(&id).filter(|connection| !connection.open) else { return };
+        let neighbor = connection.neighbor.clone();
+        let count = self.unanswered.entry(neighbor.clone()).or_default();
+        *count = count.saturating_add(1);
+        if *count == UNANSWERED
+            && let Some(text) = self.no_answer(&neighbor)
+        {
+            self.tell(Event::NoAnswer(neighbor, text));
+        }
+    }
+
+    /// What to say of a neighbour that does not answer.
+    fn no_answer(&self, id: &NeighborId) -> Option<String> {
+        self.unanswered.get(id).filter(|count| **count >= UNANSWERED)?;
+        let Transport { address, remote_port, interface, .. } = &self.neighbor(id)?.transport;
+        Some(format!(
+            "no answer from {address} port {remote_port} over {interface}: check the address, the port, filters, the \
+             TTL that it accepts, and that both sides have the same MD5 password or none"
+        ))
+    }
+
     fn accept(&mut self, ticket: Ticket, id: ConnectionId) {
         let taken = self.tickets.remove(&ticket).and_then(|(neighbor, local)| {
             let transport = self.neighbor(&neighbor)?.transport.clone();
@@ -555,7 +591,7 @@ impl Router {
         });
         let Some((neighbor, local, transport)) = taken else { return self.outputs.push_back(Output::Refuse(ticket)) };
         let interface = transport.interface.clone();
-        self.connections.insert(id, Connection { neighbor, interface, local: Some(local) });
+        self.connections.insert(id, Connection { neighbor, open: true, interface, local: Some(local) });
         self.outputs.push_back(Output::Accept(ticket, id, caller(&transport)));
     }
 

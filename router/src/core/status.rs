@@ -282,7 +282,7 @@ impl Router {
                 bfd: neighbor.bfd.as_ref().map(ToString::to_string),
                 received: status.map_or(0, |status| status.received),
                 announced: status.map_or(0, |status| status.announced),
-                last_error: status.and_then(|status| status.last_error.clone()),
+                last_error: self.no_answer(id).or_else(|| status.and_then(|status| status.last_error.clone())),
                 description: neighbor.description.as_deref().map(str::to_owned),
             };
             peers.insert(id.to_string(), view);

@@ -396,3 +396,16 @@ fn a_link_that_loses_its_carrier_takes_connections_and_bfd_along_at_once() {
     stage.handle(1_000, &Input::Timeout);
     assert!(connects(&stage).len() > 1, "and is tried again");
 }
+
+#[test]
+fn a_neighbor_that_does_not_answer_is_named_with_the_remedies() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    stage.handle(5_000, &Input::Timeout);
+    let error = stage.router.status(at(5_000)).peers["gw"].last_error.clone().unwrap_or_default();
+    assert!(error.starts_with("no answer from 10.0.0.2 port 10179 over eth0") && error.contains("MD5"), "{error}");
+    assert_eq!(stage.events.iter().filter(|event| matches!(event, Event::NoAnswer(..))).count(), 1);
+    let id = *connects(&stage).last().expect("an attempt");
+    stage.handle(5_001, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    assert_eq!(stage.router.status(at(5_001)).peers["gw"].last_error, None);
+}
