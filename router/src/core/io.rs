@@ -233,11 +233,11 @@ impl Event {
                 | Bgp::TreatAsWithdraw { neighbor, .. }
                 | Bgp::AttributeDiscard { neighbor, .. }
                 | Bgp::PrefixWarning { neighbor, .. },
-            ) => neighbor.to_string(),
+            )
+            | Self::NoAnswer(neighbor, _) => neighbor.to_string(),
             Self::Bfd { session, .. } => session.to_string(),
             Self::Announced(vip) | Self::Withheld(vip, _) => vip.to_string(),
             Self::NotTried(name, _) => name.to_string(),
-            Self::NoAnswer(neighbor, _) => neighbor.to_string(),
             Self::Unresolved(prefix, ..) => prefix.to_string(),
             Self::Stranger(remote, _) => remote.to_string(),
             _ => String::new(),

@@ -290,7 +290,7 @@ fn who_is_in_a_hurry_asks_twice() {
 fn a_connection_from_nowhere_is_refused_before_a_byte_is_read() {
     let mut stage = Stage::new(BTreeSet::new());
     stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
-    let local: SocketAddr = "10.0.0.1:10179".parse().unwrap();
+    let local: std::net::SocketAddr = "10.0.0.1:10179".parse().unwrap();
     let strange = [("eth0", "10.0.0.3:4000"), ("eth1", "10.0.0.2:4000")];
     for (number, (interface, remote)) in (1..).zip(strange) {
         let remote = remote.parse().unwrap();
