@@ -97,6 +97,7 @@ impl Args {
             fanout: self.fanout,
             drain: Duration::from_secs(self.drain),
             table_size: self.table_size,
+            ..defaults
         })
         .await
     }

@@ -6,6 +6,7 @@ mod lb;
 mod lint;
 mod logging;
 mod router;
+mod speaker;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,8 @@ enum Command {
     Router(Box<router::Args>),
     /// Spread the packets of VIPs over application pods.
     Lb(Box<lb::Args>),
+    /// Speak BGP without Kubernetes: a lab gateway, a looking glass, the subject of a benchmark.
+    Speaker(speaker::Args),
     /// Check a folder of YAML without a cluster: one line a fault, exit code 1 if there is one.
     Lint(lint::Args),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Router(args) => on_runtime(args.run()),
         Command::Lb(args) => on_runtime(args.run()),
+        Command::Speaker(args) => on_runtime(args.run()),
         Command::Lint(args) => return args.run(),
     };
     match ended {

@@ -16,7 +16,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("bfd", &["clock"]),
     ("bgp", &["clock"]),
-    ("cli", &["api", "bgp", "lb", "netlink", "router"]),
+    ("cli", &["api", "bfd", "bgp", "lb", "netlink", "router"]),
     ("clock", &[]),
     ("controller", &["api", "netlink"]),
     ("lab", &["api", "bfd", "bgp", "clock", "controller", "lb", "netlink", "router"]),

@@ -23,7 +23,7 @@ use crate::bfd_io;
 use crate::core::Caller;
 use crate::driver::{Accepted, Bfd as _, Clock, Kernel as _, Net as _, News, Signal};
 use crate::intent::{Key, Transport};
-use crate::mirror::Mirror;
+use crate::mirror::{Learned, Mirror};
 use crate::net_plain::PlainNet;
 use crate::plan::{Links, METRIC, on_link};
 use crate::watch::{BfdTask, KernelTask};
@@ -109,7 +109,7 @@ pub async fn run(options: Options, signals: mpsc::Receiver<Signal>, tell: Listen
         tickets: 0,
         members: BTreeMap::new(),
         links: Links::default(),
-        mirror: Mirror::default(),
+        mirror: Mirror::new(Learned { table: options.kernel_table.unwrap_or_default(), metric: METRIC }),
         changed: false,
         stopping: false,
         tell,
@@ -232,13 +232,19 @@ impl Plain {
                     self.links = links;
                     self.set_bfd();
                     let prefixes: Vec<IpNet> = self.speaker.prefixes().chain(self.mirror.learned()).collect();
-                    prefixes.into_iter().for_each(|prefix| self.plan(prefix));
+                    for prefix in prefixes {
+                        self.plan(prefix);
+                    }
                 }
             }
             News::Changed(removed, appeared) => {
                 let now = self.now();
-                removed.iter().for_each(|object| drop(self.mirror.gone(now, object)));
-                appeared.iter().for_each(|object| self.mirror.appeared(object));
+                for object in &removed {
+                    self.mirror.gone(now, object);
+                }
+                for object in &appeared {
+                    self.mirror.appeared(object);
+                }
             }
             News::Applied(failures) => {
                 let now = self.now();
@@ -254,7 +260,9 @@ impl Plain {
 
     fn withdraw_routes(&mut self) {
         let prefixes: Vec<IpNet> = self.mirror.learned().collect();
-        prefixes.into_iter().for_each(|prefix| self.mirror.want_learned(prefix, None));
+        for prefix in prefixes {
+            self.mirror.want_learned(prefix, None);
+        }
         self.changed = false;
     }
 
@@ -392,7 +400,9 @@ impl Plain {
             let prefixes = self.speaker.changed(PULL);
             self.changed = !prefixes.is_empty();
             if self.options.kernel_table.is_some() && !self.stopping {
-                prefixes.into_iter().for_each(|prefix| self.plan(prefix));
+                for prefix in prefixes {
+                    self.plan(prefix);
+                }
                 break;
             }
         }

@@ -45,7 +45,7 @@ impl Sender for martlet_bgp::Speaker {
 /// What happened on a wire.
 #[derive(Debug)]
 pub enum Happened<S> {
-    /// Something was sent; the core may have more to say.
+    /// Something was sent, and the core may have more to say; or a connection has said its last words.
     Sent,
     /// A connect succeeded.
     Connected(ConnectionId, SocketAddr, SocketAddr),
@@ -151,7 +151,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Wires<S> {
         core: &mut impl Sender,
         clock: Clock,
     ) -> Poll<Happened<S>> {
+        let closing = self.closing.len();
         self.closing.retain_mut(|closing| closing.poll(cx).is_pending());
+        if self.closing.len() < closing {
+            // Who waits for the last one must hear of it.
+            return Poll::Ready(Happened::Sent);
+        }
         // Sending comes first, on every wire: a withdrawal does not wait for anybody's reading.
         let mut sent = false;
         let mut broken = None;
