@@ -23,6 +23,7 @@ use crate::queue::Queues;
 use crate::readiness::Server;
 use crate::ready::{Facts, meanwhile, readiness};
 use crate::rules::{self, NFT_TABLE, Steer, nftables};
+use crate::status::Status;
 use crate::targets::{Hop, Marks, Settings, Targets, targets};
 
 /// How long removals wait for a thread that has not taken the new tables.
@@ -166,6 +167,21 @@ impl Control {
     pub fn is_incomplete(&self) -> bool {
         let State { facts, table, .. } = &self.state;
         !facts.refused.is_empty() || !facts.blocked.is_empty() || table.is_none()
+    }
+
+    /// All that is known.
+    pub fn status(&self) -> Status {
+        let State { view, targets, facts, engine, alive, .. } = &self.state;
+        Status {
+            view: view.clone(),
+            targets: targets.clone(),
+            facts: facts.clone(),
+            readiness: self.server.last().cloned(),
+            connectivity: *self.server.connectivity().borrow(),
+            engine: engine.clone(),
+            alive: *alive,
+            counters: self.queues.counters(),
+        }
     }
 
     /// The queue threads did not answer: the router hears nothing more, whatever changes.

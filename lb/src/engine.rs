@@ -10,6 +10,7 @@ use crate::counters::Reason;
 use crate::flow::Classifier;
 use crate::hash::{Flow, Seed};
 use crate::maglev::Table;
+use crate::packet::protocol::{ICMP, ICMPV6, SCTP, UDP};
 use crate::packet::{Content, Packet, parse};
 
 /// The first mark that is ours; also the first table.
@@ -222,10 +223,29 @@ impl Tables {
             return self.by_addresses(packet);
         }
         if let Content::Error(inner) = packet.content {
-            self.choose(&flow_of_error(packet, inner)?, None)
+            let inner = parse(inner).map_err(|_| Reason::ForeignError)?;
+            let flow = flow_of_error(packet, &inner)?;
+            self.choose_either(&flow, None, sctp_in_udp(&flow, inner.transport, true))
         } else {
             let flow = flow_of(packet).ok_or(Reason::FragmentLost)?;
-            self.choose(&flow, Some(packet.transport))
+            self.choose_either(&flow, Some(packet.transport), sctp_in_udp(&flow, packet.transport, false))
+        }
+    }
+
+    /// As [`Tables::choose`], but for the association `inside` of a UDP packet, if a route looks for it and is better than
+    /// what the packet itself finds.
+    fn choose_either(&self, flow: &Flow, transport: Option<&[u8]>, inside: Option<Flow>) -> Result<Choice, Reason> {
+        let port = flow.destination_port;
+        let Some(inside) = inside.filter(|_| self.classifier.has_sctp_in_udp(flow.destination, port)) else {
+            return self.choose(flow, transport);
+        };
+        let octets = transport.map(|octets| octets.get(UDP_HEADER..).unwrap_or_default());
+        let mut by_inside = self.classifier.matches(&inside, octets);
+        let by_inside = by_inside.find(|rank| self.classifier.sctp_in_udp_port(*rank) == Some(port));
+        let by_packet = self.classifier.matches(flow, transport).next();
+        match (by_inside, by_packet) {
+            (Some(rank), better) if better.is_none_or(|better| rank <= better) => self.of_route(rank, &inside),
+            _ => self.choose(flow, transport),
         }
     }
 
@@ -241,7 +261,6 @@ impl Tables {
 
 /// Whether it is an ICMP echo.
 fn is_echo(flow: &Flow) -> bool {
-    use crate::packet::protocol::{ICMP, ICMPV6};
     matches!(flow.protocol, ICMP | ICMPV6)
 }
 
@@ -257,15 +276,30 @@ fn flow_of(packet: &Packet<'_>) -> Option<Flow> {
 }
 
 /// The flow of the packet that an ICMP error is about: the endpoint sent it, so that source and destination change places.
-fn flow_of_error(packet: &Packet<'_>, inner: &[u8]) -> Result<Flow, Reason> {
-    let inner = parse(inner).map_err(|_| Reason::ForeignError)?;
-    let flow = flow_of(&inner).filter(|flow| flow.source == packet.destination).ok_or(Reason::ForeignError)?;
+fn flow_of_error(packet: &Packet<'_>, inner: &Packet<'_>) -> Result<Flow, Reason> {
+    let flow = flow_of(inner).filter(|flow| flow.source == packet.destination).ok_or(Reason::ForeignError)?;
     let turned = Flow { source: flow.destination, destination: flow.source, ..flow };
     Ok(match inner.content {
         // The identifier of an echo is the same both ways.
         Content::Echo { .. } => turned,
         _ => Flow { source_port: flow.destination_port, destination_port: flow.source_port, ..turned },
     })
+}
+
+/// Octets of a UDP header.
+const UDP_HEADER: usize = 8;
+
+/// The flow of the SCTP packet that may be in a UDP packet (RFC 6951), towards the VIP; `turned`: the UDP packet comes from
+/// there.
+fn sctp_in_udp(flow: &Flow, transport: &[u8], turned: bool) -> Option<Flow> {
+    if flow.protocol != UDP {
+        return None;
+    }
+    let ports = transport.get(UDP_HEADER..)?.first_chunk::<4>()?;
+    let [a, b, c, d] = *ports;
+    let (first, second) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    let (source_port, destination_port) = if turned { (second, first) } else { (first, second) };
+    Some(Flow { protocol: SCTP, source_port, destination_port, ..*flow })
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ const TRANSPORT_OCTETS: u16 = 20;
 pub struct Classifier {
     /// By rank: the first is asked first.
     names: Vec<Arc<str>>,
+    /// By rank: the UDP port behind which a route takes SCTP.
+    sctp_in_udp: Vec<Option<u16>>,
     /// Sorted by VIP.
     vips: Vec<(IpAddr, Groups)>,
     /// See [`Classifier::transport_octets`].
@@ -40,6 +42,8 @@ struct Groups {
     udp: Group,
     sctp: Group,
     echo: Group,
+    /// UDP ports behind which SCTP is looked for (RFC 6951).
+    sctp_in_udp: BTreeSet<u16>,
 }
 
 /// Routes of one VIP and one protocol.
@@ -80,10 +84,12 @@ impl Classifier {
             }
         }
         let vips = by_vip.into_iter().map(|(vip, routes)| (vip, Groups::new(vip, &routes))).collect();
+        let sctp_in_udp = sorted.iter().map(|(_, route)| route.sctp_in_udp_port).collect();
         let ends = sorted.iter().flat_map(|(_, route)| &route.byte_matches);
         let transport_octets = ends.map(|wanted| wanted.offset.saturating_add(wanted.octets.into())).max();
         Self {
             names: sorted.into_iter().map(|(name, _)| Arc::clone(name)).collect(),
+            sctp_in_udp,
             vips,
             transport_octets: transport_octets.unwrap_or_default().max(TRANSPORT_OCTETS),
         }
@@ -123,6 +129,16 @@ impl Classifier {
                 transport.is_none_or(met).then_some(*rank)
             })
         })
+    }
+
+    /// Whether some route of the VIP looks for SCTP in UDP packets to this port.
+    pub fn has_sctp_in_udp(&self, vip: IpAddr, port: u16) -> bool {
+        self.groups(vip).is_some_and(|groups| groups.sctp_in_udp.contains(&port))
+    }
+
+    /// The UDP port behind which the route of a rank takes SCTP.
+    pub fn sctp_in_udp_port(&self, rank: u32) -> Option<u16> {
+        self.sctp_in_udp.get(usize::try_from(rank).ok()?).copied().flatten()
     }
 
     /// The ranks of the routes of the flow's VIP and protocol that accept its source, whatever its ports, best first.
@@ -175,6 +191,7 @@ impl Groups {
             udp: of(TransportProtocol::Udp),
             sctp: of(TransportProtocol::Sctp),
             echo: Group::new(vip, routes, None),
+            sctp_in_udp: routes.iter().filter_map(|(_, route)| route.sctp_in_udp_port).collect(),
         }
     }
 }

@@ -22,5 +22,6 @@ pub mod readiness;
 pub mod ready;
 pub mod rules;
 pub mod run;
+pub mod status;
 pub mod targets;
 pub mod verdict;

@@ -88,6 +88,14 @@ pub struct Moves {
     pub slots: u32,
 }
 
+impl std::fmt::Display for Moves {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { must, to_new, disturbed, slots } = self;
+        write!(f, "{must} of {slots} slots must move, {disturbed} of others move too")?;
+        if *to_new > 0 { write!(f, ", {to_new} go to new endpoints") } else { Ok(()) }
+    }
+}
+
 /// Where an endpoint would like to be: first, and then always so many slots on.
 struct Walk {
     identifier: u16,

@@ -165,6 +165,9 @@ fn conditions(family: Family, rank: usize, route: &Route, sets: &mut BTreeMap<St
             }
         }
     }
+    if let Some(port_of_udp) = route.sctp_in_udp_port {
+        rules.push(port(base.protocol(protocol::UDP), 2, (port_of_udp, u16::MAX)));
+    }
     Some(rules)
 }
 

@@ -11,6 +11,7 @@ use martlet_api::view::ObjectName;
 use martlet_netlink::nft::{self, Queue};
 use martlet_netlink::{Event, Kernel};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::control::{Control, remove};
@@ -20,6 +21,7 @@ use crate::offload::Engine;
 use crate::queue::{Queues, Settings as QueueSettings};
 use crate::readiness::Server;
 use crate::rules::owner;
+use crate::status::Status;
 use crate::targets::Settings;
 
 /// More deletions of our objects by others than this within a second: we wait a second before we answer.
@@ -48,6 +50,8 @@ pub struct Options {
     pub drain: Duration,
     /// Reject or drop, and fragments.
     pub policy: Policy,
+    /// Where the whole state is put with every beat and every change, for whoever shows it.
+    pub status: Option<watch::Sender<Arc<Status>>>,
     /// Slots of each Maglev table, a prime; `None`: by the most endpoints that a Service may have.
     pub table_size: Option<u32>,
 }
@@ -67,6 +71,7 @@ impl Default for Options {
             fanout: false,
             drain: Duration::from_secs(10),
             policy: Policy::default(),
+            status: None,
             table_size: None,
         }
     }
@@ -125,6 +130,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
             dirty = false;
             let current = Arc::clone(&objects.borrow_and_update());
             control.follow(&current).await;
+            tell(&options, &control);
         }
         tokio::select! {
             biased;
@@ -137,6 +143,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
             () = control.queues.answered(asked), if owed => {
                 owed = false;
                 control.beat();
+                tell(&options, &control);
             }
             event = events.next() => dirty |= on_event(&mut control, event, &mut conflict).await?,
             changed = objects.changed() => {
@@ -157,6 +164,13 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     let counters = control.end().await?;
     tracing::info!(?counters.drops, "load balancer ends");
     Ok(())
+}
+
+/// Shows the state to whoever wants to see it.
+fn tell(options: &Options, control: &Control) {
+    if let Some(status) = &options.status {
+        status.send_replace(Arc::new(control.status()));
+    }
 }
 
 /// Takes note of a hint of the kernel; whether there is something to do.

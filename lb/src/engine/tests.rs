@@ -114,3 +114,36 @@ fn what_cannot_be_forwarded_has_a_reason() {
     assert_eq!(decide(6, &[]), Reason::Malformed(Malformed::TruncatedTransport));
     assert_eq!(Tables::default().decide(&ipv4(6, [CLIENT, VIP], &ports(1, 4000))), Err(Reason::NoRoute));
 }
+
+#[test]
+fn sctp_in_udp_is_balanced_as_sctp() {
+    let tables = tables();
+    let route = |protocol, priority, port, in_udp: Option<u16>| Route {
+        priority,
+        destinations: ["20.0.0.1/32".parse().unwrap()].into(),
+        protocols: [protocol].into(),
+        destination_ports: [(port, port)].into(),
+        sctp_in_udp_port: in_udp,
+        ..Route::default()
+    };
+    let routes = [
+        ("encapsulated".into(), route(TransportProtocol::Sctp, 5, 3868, Some(9899))),
+        ("plain".into(), route(TransportProtocol::Udp, 1, 9899, None)),
+    ];
+    let classifier = Classifier::new(routes.iter().map(|(name, route)| (name, route)));
+    let backend = Arc::clone(tables.backend(1).unwrap());
+    let tables = Tables::new(Seed(7), classifier, vec![Some(Arc::clone(&backend)), Some(backend)]);
+    let udp = |sctp: [u16; 2]| [&ports(5000, 9899)[..], &sctp[0].to_be_bytes(), &sctp[1].to_be_bytes()].concat();
+    for port in 0..50 {
+        let inside = tables.choose(&flow(132, port, 3868), None).unwrap();
+        assert_eq!(tables.decide(&ipv4(17, [CLIENT, VIP], &udp([port, 3868]))).map(|(choice, _)| choice), Ok(inside));
+        // An error about what the endpoint answered.
+        let answer = [&ports(9899, 5000)[..], &3868_u16.to_be_bytes(), &port.to_be_bytes()].concat();
+        let error = [&[3, 3, 0, 0, 0, 0, 0, 0], &ipv4(17, [VIP, CLIENT], &answer)[..]].concat();
+        assert_eq!(tables.decide(&ipv4(1, [CLIENT, VIP], &error)).map(|(choice, _)| choice), Ok(inside));
+    }
+    let (other, _) = tables.decide(&ipv4(17, [CLIENT, VIP], &udp([1, 1]))).unwrap();
+    assert_eq!(other.rank, 1, "not the association of the route: plain UDP");
+    let (other, _) = tables.decide(&ipv4(17, [CLIENT, VIP], &ports(1, 9899))).unwrap();
+    assert_eq!(other.rank, 1, "nothing inside");
+}

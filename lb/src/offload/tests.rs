@@ -105,13 +105,14 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
 }
 
 fn packet(six: bool, source: u8, vip: u8, protocol: u8, ports: [u16; 2]) -> Vec<u8> {
-    let transport = [&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes(), &[0; 4]].concat();
+    // Behind the 8 octets of a UDP header: ports of SCTP.
+    let transport = [&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes(), &[0; 4], &[0, 3, 0, 4]].concat();
     let mut octets = if six {
         let [from, to] = [format!("fd00::{source:x}"), format!("2000::{vip:x}")]
             .map(|text| text.parse::<std::net::Ipv6Addr>().unwrap().octets());
-        [&[0x60, 0, 0, 0, 0, 8, protocol, 64], &from[..], &to].concat()
+        [&[0x60, 0, 0, 0, 0, 12, protocol, 64], &from[..], &to].concat()
     } else {
-        vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 0, source, 20, 0, 0, vip]
+        vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 0, source, 20, 0, 0, vip]
     };
     octets.extend(transport);
     octets
@@ -162,7 +163,7 @@ prop_compose! {
         priority in 0..3_i32, vips in 1_usize..4, sources in 0_usize..4, protocols in 1_u8..8,
         source_ports in prop::collection::btree_set((0_u16..8, 0_u16..9), 0..2),
         destination_ports in prop::collection::btree_set((0_u16..8, 0_u16..9), 0..3),
-        backend in prop::sample::select(vec!["a", "b", "none", "missing"]), byte in 0_u8..5,
+        backend in prop::sample::select(vec!["a", "b", "none", "missing"]), byte in 0_u8..5, in_udp in 0_u16..30,
     ) -> Route {
         let range = |ranges: BTreeSet<(u16, u16)>| ranges.into_iter().map(|(first, more)| (first, first + more)).collect();
         let all = [TransportProtocol::Tcp, TransportProtocol::Udp, TransportProtocol::Sctp];
@@ -180,6 +181,7 @@ prop_compose! {
                 vec![ByteMatch { protocol: first, offset: 1, octets: 1, mask: 1, value: 1 }]
             } else { vec![] },
             backend: backend.into(),
+            sctp_in_udp_port: (in_udp < 6).then_some(in_udp),
             ..Route::default()
         }
     }

@@ -1,0 +1,167 @@
+//! What the load balancer knows, as one whole value: for `show`, `trace`, metrics and health.
+//!
+//! Pure: whoever shows it takes it from the channel in [`crate::run::Options`].
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use martlet_api::readiness::{Families, Readiness};
+use martlet_api::view::View;
+
+use crate::counters::{Counters, Reason};
+use crate::engine::{Backend, Choice};
+use crate::hash::Flow;
+use crate::maglev::Moves;
+use crate::ready::Facts;
+use crate::targets::Targets;
+
+/// All of it, renewed with every beat and every change.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The accepted objects; `None`: not read yet.
+    pub view: Option<View>,
+    /// Tables, marks, ways to endpoints.
+    pub targets: Targets,
+    /// What the machine says.
+    pub facts: Facts,
+    /// What the router was told last.
+    pub readiness: Option<Readiness>,
+    /// What the router says.
+    pub connectivity: Families,
+    /// Who decides, and why, in words.
+    pub engine: String,
+    /// Whether all queue threads answer.
+    pub alive: bool,
+    /// What was counted, at most a second ago.
+    pub counters: Counters,
+}
+
+/// The way of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// Its `L34Route`.
+    pub route: Arc<str>,
+    /// Its Service.
+    pub service: Arc<str>,
+    /// Slot, identifier and mark (which is the table's number).
+    pub choice: Choice,
+    /// Slots of the Maglev table.
+    pub slots: u32,
+    /// The endpoint's pod.
+    pub endpoint: Option<Arc<str>>,
+    /// Its address and the interface that leads there.
+    pub way: Option<(IpAddr, Arc<str>)>,
+    /// What would move if this endpoint left.
+    pub if_leaves: Moves,
+}
+
+impl Status {
+    /// The way of a flow, by the tables of the moment.
+    ///
+    /// # Errors
+    /// Why it would be dropped.
+    pub fn trace(&self, flow: &Flow) -> Result<Trace, Reason> {
+        let tables = &self.targets.tables;
+        let choice = tables.choose(flow, None)?;
+        let rank = usize::try_from(choice.rank).map_err(|_| Reason::NoRoute)?;
+        let route = tables.classifier().names().get(rank).ok_or(Reason::NoRoute)?;
+        let backend = tables.backend(rank).ok_or(Reason::NoEndpoint)?;
+        let table = backend.table(flow.destination);
+        let is_its = |address: &IpAddr| address.is_ipv4() == flow.destination.is_ipv4();
+        let hop = self.targets.hops.iter().find(|hop| hop.mark == choice.mark && is_its(&hop.address));
+        let link = |index| self.facts.links.get(index).map_or_else(|| "?".into(), |link| Arc::clone(&link.name));
+        Ok(Trace {
+            route: Arc::clone(route),
+            service: Arc::clone(&backend.service),
+            choice,
+            slots: table.size().slots(),
+            endpoint: self.name_of(backend, choice.identifier),
+            way: hop.map(|hop| (hop.address, link(&hop.interface))),
+            if_leaves: table.if_leaves(choice.identifier),
+        })
+    }
+
+    /// The pod of an identifier.
+    fn name_of(&self, backend: &Backend, identifier: u16) -> Option<Arc<str>> {
+        let service = self.view.as_ref()?.services.get(&*backend.service)?;
+        service.endpoints.get(&u32::from(identifier)).map(|endpoint| Arc::clone(&endpoint.name))
+    }
+}
+
+impl fmt::Display for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Choice { slot, identifier, mark, .. } = self.choice;
+        writeln!(f, "L34Route   {}", self.route)?;
+        writeln!(f, "Service    {}", self.service)?;
+        writeln!(f, "slot       {slot} of {}", self.slots)?;
+        writeln!(f, "endpoint   {identifier} ({})", self.endpoint.as_deref().unwrap_or("unknown"))?;
+        writeln!(f, "mark       {mark:#x}, table {mark}")?;
+        match &self.way {
+            Some((address, interface)) => writeln!(f, "next hop   {address} dev {interface}")?,
+            None => writeln!(f, "next hop   none")?,
+        }
+        writeln!(f, "if {identifier} leaves: {}", self.if_leaves)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use martlet_api::view::{Endpoint, ObjectName, Route, Service, TransportProtocol};
+    use martlet_netlink::Link;
+
+    use super::*;
+    use crate::engine::Tables;
+    use crate::targets::{Marks, Settings, targets};
+
+    #[test]
+    fn a_trace_tells_the_whole_way() {
+        let endpoint = Endpoint {
+            name: "pod-7".into(),
+            ipv4: Some("10.0.0.7".parse().unwrap()),
+            ipv6: None,
+            ready: true,
+            serving: true,
+            terminating: false,
+        };
+        let route = Route {
+            destinations: ["20.0.0.1/32".parse().unwrap()].into(),
+            protocols: [TransportProtocol::Tcp].into(),
+            backend: "a".into(),
+            ..Route::default()
+        };
+        let view = View {
+            gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
+            exists: true,
+            routers: BTreeMap::new(),
+            routes: [("vip".into(), route)].into(),
+            services: [("a".into(), Service { endpoints: [(7, endpoint)].into(), max_endpoints: 100 })].into(),
+            vips: ["20.0.0.1/32".parse().unwrap()].into(),
+            subnets: BTreeSet::new(),
+            conditions: BTreeSet::new(),
+        };
+        let addresses = ["10.0.0.1/24".parse().unwrap()].into();
+        let link = Link { index: 3, name: "int".into(), up: true, carrier: true, mtu: 1500, addresses };
+        let facts = Facts { links: [(3, link)].into(), ..Facts::default() };
+        let made = targets(&view, &facts.links, &mut Marks::default(), &Settings::default(), &Tables::default());
+        let status = Status { view: Some(view), targets: made, facts, ..Status::default() };
+        let flow = |port| Flow {
+            source: "192.168.1.1".parse().unwrap(),
+            destination: "20.0.0.1".parse().unwrap(),
+            protocol: 6,
+            source_port: 40000,
+            destination_port: port,
+        };
+        let trace = status.trace(&flow(4000)).unwrap().to_string();
+        for line in
+            ["L34Route   vip", "endpoint   7 (pod-7)", "mark       0x138f, table 5007", "next hop   10.0.0.7 dev int"]
+        {
+            assert!(trace.contains(line), "{trace}");
+        }
+        assert!(trace.ends_with("if 7 leaves: 65537 of 65537 slots must move, 0 of others move too\n"), "{trace}");
+        let udp = Flow { protocol: 17, ..flow(4000) };
+        assert_eq!(status.trace(&udp), Err(Reason::NoRoute));
+    }
+}
