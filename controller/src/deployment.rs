@@ -256,8 +256,9 @@ fn container(part: &str, gateway: &str, settings: &Settings, capabilities: &[&st
         "args": [part, "--gateway", gateway],
         "env": [
             {"name": "NFE_NAMESPACE", "valueFrom": field("metadata.namespace")},
-            {"name": "POD_NAME", "valueFrom": field("metadata.name")},
-            {"name": "POD_UID", "valueFrom": field("metadata.uid")},
+            {"name": "MARTLET_POD_NAME", "valueFrom": field("metadata.name")},
+            {"name": "MARTLET_POD_UID", "valueFrom": field("metadata.uid")},
+            {"name": "MARTLET_DRAIN", "value": settings.drain_s.to_string()},
             {"name": "NFE_LB_SOCKET", "value": format!("unix://{SOCKET_FOLDER}/lb.sock")},
         ],
         "volumeMounts": [

@@ -15,6 +15,7 @@ mod cluster_suite {
     pub mod crds;
     pub mod faults;
     pub mod play;
+    pub mod whole_way;
 }
 
 /// A test: its name is a sentence.
@@ -45,6 +46,7 @@ const TESTS: &[Test] = tests![
     faults::what_others_delete_or_change_comes_back,
     faults::the_api_server_dies_and_comes_back_after_a_compaction,
     faults::of_many_pods_a_change_touches_one_slice,
+    whole_way::from_the_example_to_traffic_and_back,
 ];
 
 fn main() -> ExitCode {
@@ -78,6 +80,14 @@ fn main() -> ExitCode {
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("cluster: {error:#}");
     ExitCode::FAILURE
+}
+
+/// With `LAB_PAUSE=<seconds>` a failed test leaves its pods that long, for a look.
+pub fn pause() {
+    if let Some(seconds) = std::env::var("LAB_PAUSE").ok().and_then(|text| text.parse().ok()) {
+        eprintln!("cluster: failed; the lab stays for {seconds} s");
+        std::thread::sleep(std::time::Duration::from_secs(seconds));
+    }
 }
 
 fn suite(lab: &Lab, wanted: &[&Test]) -> Result<usize> {

@@ -102,7 +102,16 @@ impl<'lab> Cluster<'lab> {
         run(Command::new("openssl").args(["genrsa", "-out"]).arg(dir.join("accounts.key")).arg("2048"))?;
         let etcd = start_etcd(lab, &namespace, &programs, &dir)?;
         let server = start_server(lab, &namespace, &programs, &dir)?;
-        let cluster = Self { lab, namespace, programs, dir, etcd, server: Mutex::new(server), ask: Mutex::default(), manager: None };
+        let cluster = Self {
+            lab,
+            namespace,
+            programs,
+            dir,
+            etcd,
+            server: Mutex::new(server),
+            ask: Mutex::default(),
+            manager: None,
+        };
         fs::write(cluster.kubeconfig(), cluster.kubeconfig_of(ADMIN))?;
         cluster.inside(async |cluster| cluster.ready().await?.install().await)?;
         Ok(cluster)

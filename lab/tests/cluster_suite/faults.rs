@@ -174,9 +174,14 @@ pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &mut Clust
         println!("    the controller follows {:.1} s after the server is back", back.elapsed().as_secs_f32());
         tenant.expect_quiet().await?;
         let log = logged();
-        ensure!(log.contains("too old resource version") || log.contains("compacted"), "no watch was told 410 Gone:\n{log}");
+        ensure!(
+            log.contains("too old resource version") || log.contains("compacted"),
+            "no watch was told 410 Gone:\n{log}"
+        );
         let after = tenant.versions().await?;
-        let of = |all: &[(String, String, String)], kind: &str| -> Vec<_> { all.iter().filter(|(k, ..)| k == kind).cloned().collect() };
+        let of = |all: &[(String, String, String)], kind: &str| -> Vec<_> {
+            all.iter().filter(|(k, ..)| k == kind).cloned().collect()
+        };
         for kind in ["Deployment", "L34Route", "PodDisruptionBudget", "Gateway"] {
             ensure!(of(&before, kind) == of(&after, kind), "{kind} was written for nothing: {before:?} {after:?}");
         }

@@ -1,0 +1,229 @@
+//! One Pod that runs: its processes, their restarts and their end, and what its status says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::{Container, Pod};
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use super::network::{self, Attachment};
+use super::{GATEWAY_NAME, READY};
+use crate::namespace::{Namespace, ip};
+use crate::process::Process;
+use crate::{Lab, Signal};
+
+/// Between the end of a container and its restart.
+const RESTART: Duration = Duration::from_millis(500);
+/// The interface that leads to the endpoints.
+const INTERNAL: &str = "net1";
+
+/// A Pod that runs. See the module.
+pub struct Running {
+    name: String,
+    namespace: Namespace,
+    attachments: Vec<Attachment>,
+    load_balancer: bool,
+    has_vips: bool,
+    containers: Vec<OneContainer>,
+    /// When its end was asked for.
+    asked: Option<Instant>,
+    told: Value,
+    hops: Option<BTreeSet<IpAddr>>,
+    /// How often they were others.
+    round: u32,
+}
+
+/// A container.
+struct OneContainer {
+    name: String,
+    program: String,
+    arguments: Vec<String>,
+    environment: BTreeMap<String, String>,
+    process: Option<Process>,
+    ended: Option<Instant>,
+    restarts: u32,
+}
+
+impl Running {
+    pub fn new(
+        pod: &Pod,
+        namespace: Namespace,
+        dir: PathBuf,
+        attachments: Vec<Attachment>,
+        images: &BTreeMap<String, Vec<String>>,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let spec = pod.spec.as_ref().context("a Pod without spec")?;
+        let containers = spec.containers.iter().map(|container| prepare(pod, container, &dir, images, environment));
+        Ok(Self {
+            name: pod.name_any(),
+            namespace,
+            attachments,
+            load_balancer: pod.labels().contains_key(GATEWAY_NAME),
+            has_vips: pod.annotations().contains_key(super::VIPS),
+            containers: containers.collect::<Result<_>>()?,
+            asked: None,
+            told: Value::Null,
+            hops: None,
+            round: 0,
+        })
+    }
+
+    pub const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    pub fn attachments(&self) -> &[Attachment] {
+        &self.attachments
+    }
+
+    pub const fn is_load_balancer(&self) -> bool {
+        self.load_balancer
+    }
+
+    pub fn internal_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let internal = self.attachments.iter().filter(|attachment| attachment.interface == INTERNAL);
+        internal.flat_map(|attachment| attachment.addresses.iter().map(ipnet::IpNet::addr))
+    }
+
+    /// The annotation of Multus.
+    pub fn network_status(&self) -> String {
+        Value::Array(self.attachments.iter().map(Attachment::status).collect()).to_string()
+    }
+
+    /// Starts containers that do not run.
+    pub fn tend(&mut self, lab: &Lab) -> Result<()> {
+        if self.asked.is_some() {
+            return Ok(());
+        }
+        for container in &mut self.containers {
+            if container.process.as_ref().is_some_and(|process| process.ended().is_some()) {
+                container.process = None;
+                container.ended = Some(Instant::now());
+                container.restarts += 1;
+            }
+            if container.process.is_none() && container.ended.is_none_or(|ended| ended.elapsed() > RESTART) {
+                let mut command = Command::new(&container.program);
+                command.args(&container.arguments).envs(&container.environment);
+                let name = format!("{}-{}", self.name, container.name);
+                container.process = Some(lab.spawn(&name, Some(&self.namespace), command)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the status has to say, if that is new.
+    pub fn status(&mut self, pod: &Pod) -> Option<Value> {
+        let running = |container: &OneContainer| container.process.as_ref().is_some_and(|process| process.ended().is_none());
+        let wanted = pod.annotations().get(READY).is_none_or(|ready| ready != "false");
+        let containers_ready = wanted && self.containers.iter().all(running);
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let mut gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+        let open = gates.all(|gate| conditions.iter().any(|c| c.type_ == gate.condition_type && c.status == "True"));
+        let condition = |name: &str, holds: bool| json!({"type": name, "status": if holds { "True" } else { "False" }});
+        let statuses: Vec<_> = self
+            .containers
+            .iter()
+            .map(|container| {
+                let state = if running(container) { "running" } else { "waiting" };
+                json!({
+                    "name": container.name, "image": container.program, "imageID": "", "ready": wanted && running(container),
+                    "restartCount": container.restarts, "state": {state: {}},
+                })
+            })
+            .collect();
+        let said = json!({"status": {
+            "phase": "Running",
+            "conditions": [
+                condition("PodScheduled", true), condition("Initialized", true),
+                condition("ContainersReady", containers_ready), condition("Ready", containers_ready && open),
+            ],
+            "containerStatuses": statuses,
+        }});
+        (said != self.told).then(|| {
+            self.told = said.clone();
+            said
+        })
+    }
+
+    /// Asks the containers to end. Whether all have, or the grace period is over.
+    pub fn terminated(&mut self, pod: &Pod) -> Result<bool> {
+        let processes = || self.containers.iter().filter_map(|container| container.process.as_ref());
+        let Some(asked) = self.asked else {
+            processes().try_for_each(|process| process.signal(Signal::Term))?;
+            self.asked = Some(Instant::now());
+            return Ok(false);
+        };
+        let grace = pod.metadata.deletion_grace_period_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
+        Ok(processes().all(|process| process.ended().is_some()) || asked.elapsed() > Duration::from_secs(grace))
+    }
+
+    /// Ends what still runs, and removes its namespace.
+    pub fn end(self) -> Result<()> {
+        for process in self.containers.iter().filter_map(|container| container.process.as_ref()) {
+            process.signal(Signal::Kill)?;
+            process.wait(Duration::from_secs(5))?;
+        }
+        ip(&["netns", "delete", self.namespace.name()])
+    }
+
+    /// Lets what the application sends from its VIPs go to `hops`.
+    pub fn route_back(&mut self, hops: &BTreeSet<IpAddr>) -> Result<()> {
+        if self.has_vips && self.hops.as_ref() != Some(hops) {
+            network::route_back(&self.namespace, hops, self.round)?;
+            self.hops = Some(hops.clone());
+            self.round += 1;
+        }
+        Ok(())
+    }
+}
+
+fn prepare(
+    pod: &Pod,
+    container: &Container,
+    dir: &Path,
+    images: &BTreeMap<String, Vec<String>>,
+    environment: &BTreeMap<String, String>,
+) -> Result<OneContainer> {
+    let image = container.image.as_deref().unwrap_or_default();
+    let known = images.get(image.split(':').next().unwrap_or_default());
+    let mut words = known.with_context(|| format!("the lab has no image {image:?}"))?.iter().cloned();
+    let program = words.next().context("an image without a program")?;
+    // What a kubelet would mount is a folder of the Pod: paths below a mount are rewritten.
+    let mut mounts = BTreeMap::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let folder = dir.join(&mount.name);
+        std::fs::create_dir_all(&folder)?;
+        mounts.insert(mount.mount_path.clone(), folder.to_string_lossy().into_owned());
+    }
+    let inside = |text: &str| mounts.iter().fold(text.to_owned(), |text, (path, folder)| text.replace(path.as_str(), folder));
+    let mut variables = environment.clone();
+    variables.insert("MARTLET_CONTROL_SOCKET".to_owned(), dir.join(format!("{}.sock", container.name)).to_string_lossy().into_owned());
+    for variable in container.env.iter().flatten() {
+        let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
+        let value = match field.map(|field| field.field_path.as_str()) {
+            Some("metadata.name") => pod.name_any(),
+            Some("metadata.namespace") => pod.namespace().unwrap_or_default(),
+            Some("metadata.uid") => pod.uid().unwrap_or_default(),
+            _ => variable.value.clone().unwrap_or_default(),
+        };
+        variables.entry(variable.name.clone()).or_insert_with(|| inside(&value));
+    }
+    // `$(NAME)` is a variable, as a kubelet has it.
+    let expand = |text: &str| variables.iter().fold(inside(text), |text, (name, value)| text.replace(&format!("$({name})"), value));
+    let own: Vec<_> = container.command.iter().chain(&container.args).flatten().map(|argument| expand(argument)).collect();
+    Ok(OneContainer {
+        name: container.name.clone(),
+        program,
+        arguments: words.chain(own).collect(),
+        environment: variables,
+        process: None,
+        ended: None,
+        restarts: 0,
+    })
+}
