@@ -229,6 +229,7 @@ mod tests {
                 external_interface: Arc::from("eth0"),
                 table: 4096,
                 adopt: Duration::ZERO,
+                leave: Duration::ZERO,
                 drain: Duration::ZERO,
                 seed: 1,
             });

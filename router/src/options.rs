@@ -32,6 +32,8 @@ pub struct Options {
     pub settings: Settings,
     /// The URL of the load balancer's socket; empty: every VIP counts as ready.
     pub lb_socket: String,
+    /// How long VIPs are announced with `GRACEFUL_SHUTDOWN` (RFC 8326) before they are withdrawn at the end; zero: not at all.
+    pub leave: Duration,
     /// How long forwarding goes on after the VIPs were withdrawn at the end.
     pub drain: Duration,
     /// How long routes of a former router are kept without being told again.
@@ -60,6 +62,7 @@ impl Default for Options {
             namespace: "default".into(),
             settings: Settings::default(),
             lb_socket: martlet_api::readiness::DEFAULT_SOCKET.into(),
+            leave: Duration::ZERO,
             drain: Duration::from_secs(10),
             adopt: Duration::from_secs(10),
             router_id: None,

@@ -57,6 +57,7 @@ pub async fn run(options: Options) -> Result<()> {
         external_interface: options.settings.external_interface.clone(),
         table: options.settings.table,
         adopt: options.adopt,
+        leave: options.leave,
         drain: options.drain,
         seed,
     });

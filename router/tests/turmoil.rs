@@ -63,7 +63,38 @@ fn a_vip_is_announced_exactly_while_it_is_ready_and_withdrawn_before_the_session
     assert!(place("router 20.0.0.1/32 not announced: the router is stopping") < place("router  stopping: sessions"));
 }
 
+/// The path breaks for longer than the hold time, and comes back.
+fn interrupt(seed: u64) -> Story {
+    let mut sim = Sim::new(seed);
+    let gateway = sim.router("gateway", Role { vips: &["0.0.0.0/0"], peer: "router", gated: false });
+    let router = sim.router("router", Role { vips: &["20.0.0.1/32"], peer: "gateway", gated: true });
+    let (outside, own) = (gateway.kernel.clone(), router.kernel.clone());
+    sim.script(async move {
+        router.lb.send_replace(ready(&["20.0.0.1/32"]));
+        for _ in 0..3 {
+            own.until(|objects| has_route(objects, "0.0.0.0/0")).await;
+            outside.until(|objects| has_route(objects, "20.0.0.1/32")).await;
+            turmoil::partition("gateway", "router");
+            own.until(|objects| !has_route(objects, "0.0.0.0/0")).await;
+            outside.until(|objects| !has_route(objects, "20.0.0.1/32")).await;
+            turmoil::repair("gateway", "router");
+        }
+        own.until(|objects| has_route(objects, "0.0.0.0/0")).await;
+        outside.until(|objects| has_route(objects, "20.0.0.1/32")).await;
+    });
+    sim.run()
+}
+
+#[test]
+fn a_broken_path_takes_its_routes_along_and_brings_them_back() {
+    let story = interrupt(3);
+    let lost = story.iter().filter(|line| line.contains("router  external connectivity: IPv4 down")).count();
+    // More than three where both ends call at once and each hangs up on the other's call (RFC 4271 section 6.8).
+    assert!(lost >= 3, "{story:#?}");
+}
+
 #[test]
 fn the_same_seed_tells_the_same_story() {
     assert_eq!(perform(7), perform(7));
+    assert_eq!(interrupt(7), interrupt(7));
 }

@@ -170,6 +170,8 @@ pub enum Event {
     NoAnswer(NeighborId, String),
     /// A connection came from nowhere that we know, and was closed.
     Stranger(SocketAddr, Arc<str>),
+    /// The router ends: for this long VIPs are announced with `GRACEFUL_SHUTDOWN`.
+    Leaving(std::time::Duration),
     /// The router ends: VIPs are withdrawn, forwarding goes on for this long.
     Draining(std::time::Duration),
     /// The router says goodbye.
@@ -193,7 +195,7 @@ impl Event {
             | Self::KernelConflict(_)
             | Self::Repaired(_) => "kernel",
             Self::Stranger(..) => "connection",
-            Self::RouterId(_) | Self::Draining(_) | Self::Stopping => "router",
+            Self::RouterId(_) | Self::Leaving(_) | Self::Draining(_) | Self::Stopping => "router",
         }
     }
 
@@ -273,6 +275,7 @@ impl fmt::Display for Event {
             Self::Repaired(count) => write!(f, "put back what someone else deleted: {count} routes or rules"),
             Self::NoAnswer(_, text) => f.write_str(text),
             Self::Stranger(_, interface) => write!(f, "no GatewayRouter has this address on {interface}: closed"),
+            Self::Leaving(time) => write!(f, "stopping: VIPs are announced with GRACEFUL_SHUTDOWN for {time:?}"),
             Self::Draining(time) => write!(f, "stopping: VIPs are withdrawn, forwarding goes on for {time:?}"),
             Self::Stopping => f.write_str("stopping: sessions are closed, learned routes are removed"),
         }

@@ -19,6 +19,8 @@ const GOODBYE_TIME: Duration = Duration::from_secs(2);
 pub(super) enum Life {
     /// It announces what may be announced.
     Running,
+    /// It still announces, marked with GRACEFUL_SHUTDOWN (RFC 8326), so that traffic may move first; until then.
+    Leaving(Instant),
     /// It has withdrawn its VIPs and forwards on until then.
     Draining(Instant),
     /// It has said goodbye and waits for the kernel, until then at most.
@@ -28,16 +30,21 @@ pub(super) enum Life {
 }
 
 impl Life {
+    /// Whether VIPs may be announced.
+    pub(super) const fn announces(self) -> bool {
+        matches!(self, Self::Running | Self::Leaving(_))
+    }
+
     pub(super) const fn deadline(self) -> Option<Instant> {
         match self {
-            Self::Draining(until) | Self::Ending(until) => Some(until),
+            Self::Leaving(until) | Self::Draining(until) | Self::Ending(until) => Some(until),
             Self::Running | Self::Stopped => None,
         }
     }
 
     /// Whether learned routes are in the plan.
     pub(super) const fn has_routes(self) -> bool {
-        matches!(self, Self::Running | Self::Draining(_))
+        matches!(self, Self::Running | Self::Leaving(_) | Self::Draining(_))
     }
 }
 
@@ -46,22 +53,44 @@ impl Router {
     pub(super) fn on_stop(&mut self, now: Instant) {
         match self.life {
             Life::Running if self.connectivity.ipv4 || self.connectivity.ipv6 => {
-                self.life = Life::Draining(now + self.config.drain);
-                self.tell(Event::Draining(self.config.drain));
-                self.reconsider = true;
+                if self.config.leave.is_zero() || self.announced.is_empty() {
+                    self.drain(now);
+                } else {
+                    self.leave(now);
+                }
             }
             // Nobody sends us anything, or somebody is impatient.
-            Life::Running | Life::Draining(_) => self.say_goodbye(now),
+            Life::Running | Life::Leaving(_) | Life::Draining(_) => self.say_goodbye(now),
             Life::Ending(_) | Life::Stopped => {}
         }
     }
 
     pub(super) fn on_life_timeout(&mut self, now: Instant) {
         match self.life {
+            Life::Leaving(until) if until <= now => self.drain(now),
             Life::Draining(until) if until <= now => self.say_goodbye(now),
             Life::Ending(until) if until <= now => self.stop(),
             _ => {}
         }
+    }
+
+    /// Every announcement is told again with GRACEFUL_SHUTDOWN: a neighbour that honours it prefers any other way.
+    fn leave(&mut self, now: Instant) {
+        self.life = Life::Leaving(now + self.config.leave);
+        self.tell(Event::Leaving(self.config.leave));
+        let Some(intent) = &self.intent else { return };
+        let leaving = intent.neighbors.iter().map(|(id, neighbor)| {
+            let mut config = neighbor.config.clone();
+            config.export.graceful_shutdown = true;
+            (id.clone(), config)
+        });
+        self.speaker.handle(now, BgpInput::SetNeighbors(&leaving.collect()));
+    }
+
+    fn drain(&mut self, now: Instant) {
+        self.life = Life::Draining(now + self.config.drain);
+        self.tell(Event::Draining(self.config.drain));
+        self.reconsider = true;
     }
 
     fn say_goodbye(&mut self, now: Instant) {

@@ -58,6 +58,8 @@ pub struct Config {
     pub table: u32,
     /// How long routes of a former router are kept without being told again.
     pub adopt: Duration,
+    /// How long VIPs are announced with `GRACEFUL_SHUTDOWN` before they are withdrawn at the end; zero: not at all.
+    pub leave: Duration,
     /// How long forwarding goes on after the VIPs were withdrawn at the end.
     pub drain: Duration,
     /// Decides jitter.
@@ -485,7 +487,7 @@ impl Router {
             lb: &self.lb,
             connectivity,
             egress: intent.settings.require_egress_route.then(|| self.egress()),
-            stopping: self.life != Life::Running,
+            stopping: !self.life.announces(),
         };
         let verdicts = self.gate.decide(now, &question);
         self.intent = Some(intent);

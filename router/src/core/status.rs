@@ -26,7 +26,7 @@ pub struct Status {
     pub gateway: String,
     /// Its router id.
     pub router_id: Option<Ipv4Addr>,
-    /// `Starting`, `Running`, `Draining`, `Ending` or `Stopped`.
+    /// `Starting`, `Running`, `Leaving`, `Draining`, `Ending` or `Stopped`.
     pub life: String,
     /// What the load balancer says, in words.
     pub lb: String,
@@ -226,6 +226,7 @@ impl Router {
         match self.life {
             Life::Running if !self.configured => "Starting",
             Life::Running => "Running",
+            Life::Leaving(_) => "Leaving",
             Life::Draining(_) => "Draining",
             Life::Ending(_) => "Ending",
             Life::Stopped => "Stopped",
@@ -282,7 +283,9 @@ impl Router {
                 bfd: neighbor.bfd.as_ref().map(ToString::to_string),
                 received: status.map_or(0, |status| status.received),
                 announced: status.map_or(0, |status| status.announced),
-                last_error: self.no_answer(id).or_else(|| status.and_then(|status| status.last_error.clone())),
+                last_error: self
+                    .no_answer(id)
+                    .or_else(|| status?.last_error.as_deref().map(|text| remedy(text, config))),
                 description: neighbor.description.as_deref().map(str::to_owned),
             };
             peers.insert(id.to_string(), view);
@@ -322,6 +325,21 @@ fn bfd_view(now: Instant, session: &SessionStatus) -> BfdView {
         transmit_interval_ms: millis(session.transmit_interval),
         detection_time_ms: millis(session.detection_time),
     }
+}
+
+/// What a neighbour's bare NOTIFICATION means for our configuration. What we said ourselves tells its own reason.
+fn remedy(text: &str, config: &martlet_bgp::NeighborConfig) -> String {
+    let advice = match text {
+        "OPEN Message Error/Bad Peer AS" => {
+            format!("the neighbour expects another AS number of us than {}", config.local_as)
+        }
+        "OPEN Message Error/Bad BGP Identifier" => "the neighbour refuses our router id: is it used twice?".into(),
+        "OPEN Message Error/Unacceptable Hold Time" => {
+            format!("the neighbour refuses a hold time of {} s", config.hold_time.seconds())
+        }
+        _ => return text.to_owned(),
+    };
+    format!("{text}: {advice}")
 }
 
 fn key_words(key: &Key) -> String {

@@ -38,6 +38,7 @@ fn config() -> Config {
         external_interface: "eth0".into(),
         table: 4096,
         adopt: Duration::from_secs(10),
+        leave: Duration::ZERO,
         drain: Duration::from_secs(5),
         seed: 1,
     }
@@ -408,4 +409,18 @@ fn a_neighbor_that_does_not_answer_is_named_with_the_remedies() {
     let id = *connects(&stage).last().expect("an attempt");
     stage.handle(5_001, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
     assert_eq!(stage.router.status(at(5_001)).peers["gw"].last_error, None);
+}
+
+#[test]
+fn who_leaves_gracefully_says_so_before_it_withdraws() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.router.config.leave = Duration::from_secs(2);
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Static(None))], &["20.0.0.1/32"])));
+    stage.handle(0, &Input::Lb(&ready(&["20.0.0.1/32"])));
+    stage.handle(100, &Input::Stop);
+    assert_eq!(stage.announced().len(), 1);
+    stage.handle(2_100, &Input::Timeout);
+    assert_eq!((stage.announced().len(), stage.routes().len()), (0, 1));
+    stage.handle(7_100, &Input::Timeout);
+    assert_eq!(stage.outputs.last(), Some(&Output::Stopped));
 }

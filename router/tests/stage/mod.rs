@@ -348,6 +348,7 @@ fn router(name: &str, seed: u64) -> Router {
         external_interface: "eth0".into(),
         table: 4096,
         adopt: Duration::from_secs(10),
+        leave: Duration::ZERO,
         drain: Duration::from_secs(2),
         seed,
     })
