@@ -116,8 +116,9 @@ impl AdjRibOut {
             if wanted.is_none() {
                 return;
             }
-            self.next.resize(table.bound(), FREE);
-            self.flags.resize(table.bound(), 0);
+            // As far as needed: who hears only of our own prefixes needs little, however many others tell.
+            self.next.resize(index + 1, FREE);
+            self.flags.resize(index + 1, 0);
         }
         let known = self.known(index);
         match wanted {
@@ -218,7 +219,9 @@ impl AdjRibOut {
         let end = u32::try_from(table.bound()).unwrap_or(FREE);
         let to = from.saturating_add(DUMP).min(end);
         for destination in from..to {
-            if table.live(destination) {
+            // One that has no path any more may still have to be withdrawn.
+            let told = self.flags.get(at(destination)).is_some_and(|&flags| flags & ANNOUNCED != 0);
+            if told || table.live(destination) {
                 let best = table.best(destination, audience.usable);
                 let wanted = audience.exporter.wanted(table.prefix(destination), best, interner);
                 self.mark(table, destination, wanted);

@@ -13,7 +13,7 @@ use crate::wire::prefix::{Nlri, Prefix, Prefix4, Prefix6};
 use crate::wire::update::{Update, UpdateError};
 use crate::{Event, Family, Import, NeighborState, Output, PrefixLimit};
 
-/// Above so many routes of a neighbour single ones are no news.
+/// Above so many routes of a neighbour, or faults of a session, single ones are no news.
 const NEWS: u32 = 1000;
 
 /// The most prefixes of a family from a neighbour without a configured limit: several times what the Internet has.
@@ -122,16 +122,20 @@ impl Speaker {
 
     fn tell_faults(&mut self, neighbor: &mut Neighbor, update: &Update<'_>) {
         for fault in &update.faults {
+            let discarded = fault.approach == Approach::AttributeDiscard;
+            neighbor.counters.attributes_discarded += u64::from(discarded);
+            // A neighbour that is wrong in each of its messages is counted, not told for ever.
+            neighbor.faults = neighbor.faults.saturating_add(1);
+            if neighbor.faults > NEWS && !self.tell_every_route {
+                continue;
+            }
             let text = format!("attribute {}: {}", fault.kind, fault.error);
-            let (neighbor, counters) = (neighbor.id.clone(), &mut neighbor.counters);
-            let event = match fault.approach {
-                Approach::AttributeDiscard => {
-                    counters.attributes_discarded += 1;
-                    Event::AttributeDiscard { neighbor, text }
-                }
-                Approach::TreatAsWithdraw | Approach::SessionReset => Event::TreatAsWithdraw { neighbor, text },
-            };
-            self.outputs.push_back(Output::Event(event));
+            let neighbor = neighbor.id.clone();
+            self.outputs.push_back(Output::Event(if discarded {
+                Event::AttributeDiscard { neighbor, text }
+            } else {
+                Event::TreatAsWithdraw { neighbor, text }
+            }));
         }
         neighbor.counters.treated_as_withdraw += u64::from(update.treat_as_withdraw);
     }

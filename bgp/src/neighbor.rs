@@ -33,6 +33,10 @@ pub const INCOMING: usize = 1;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// How long a neighbour that told more than we can hold is not tried.
 const EXHAUSTED: Duration = Duration::from_mins(5);
+/// A hold timer that is seen to expire this late says more of us than of the neighbour.
+const STALL: Duration = Duration::from_millis(500);
+/// How long the neighbour then has to be heard.
+const GRACE: Duration = Duration::from_secs(1);
 /// A session that lasted this long has not failed.
 const LASTED: Duration = Duration::from_secs(30);
 /// How long stale routes wait for End-of-RIB once the session is back (RFC 4724 section 4.2 leaves it open).
@@ -95,6 +99,8 @@ pub struct Neighbor {
     pub stale: [Option<Instant>; 2],
     /// By family: whether the warning of too many prefixes was told.
     pub warned: [bool; 2],
+    /// Faults that were found in this session's attributes.
+    pub faults: u32,
     pub end_of_rib: BTreeSet<Family>,
     /// Prefixes that it told and that were ours: at most as many as we have.
     pub refused_own: BTreeSet<IpNet>,
@@ -130,6 +136,7 @@ impl Neighbor {
             received: [0; 2],
             stale: [None; 2],
             warned: [false; 2],
+            faults: 0,
             end_of_rib: BTreeSet::new(),
             refused_own: BTreeSet::new(),
             since: now,
@@ -194,7 +201,11 @@ impl Neighbor {
             self.limited_until = None;
         }
         for slot in [OUTGOING, INCOMING] {
-            let connection = &self.connections[slot];
+            let connection = &mut self.connections[slot];
+            if connection.hold.is_some_and(|at| now - at > STALL) {
+                // It was we who slept: what the neighbour said meanwhile may still wait in the socket.
+                connection.hold = Some(now + GRACE);
+            }
             let event = if due(connection.hold) {
                 Fsm::HoldTimerExpires
             } else if due(connection.send_hold()) {
@@ -440,6 +451,7 @@ impl Neighbor {
             let keep = connection.negotiated.as_ref().map(|one| kept(one, event, cause)).unwrap_or_default();
             self.end_of_rib.clear();
             self.refused_own.clear();
+            self.faults = 0;
             self.effects.push(Effect::Down { keep });
         }
         if event != Fsm::ConnectRetryTimerExpires {

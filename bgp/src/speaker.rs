@@ -95,7 +95,8 @@ impl Speaker {
         }
     }
 
-    /// Tells [`Event::Learned`] and [`Event::Lost`] of every route, not only while a neighbour has at most a thousand.
+    /// Tells [`Event::Learned`] and [`Event::Lost`] of every route, and every fault of an attribute, not only a thousand of
+    /// a neighbour.
     pub fn tell_every_route(&mut self, every: bool) {
         self.tell_every_route = every;
     }

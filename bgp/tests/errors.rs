@@ -278,6 +278,22 @@ fn the_hold_timer_says_so() {
 }
 
 #[test]
+fn a_process_that_slept_hears_its_neighbours_before_it_blames_them() {
+    for speaks in [true, false] {
+        let mut stage = Stage::new([(2, config())]);
+        let id = stage.establish(2, 65001, &modern(65001));
+        stage.now = martlet_clock::Instant::from_millis(200_000);
+        stage.handle(martlet_bgp::Input::Timeout);
+        assert_eq!(stage.state(2), NeighborState::Established);
+        if speaks {
+            stage.say(id, &keepalive());
+        }
+        stage.until(201_500);
+        assert_eq!(stage.state(2) == NeighborState::Established, speaks);
+    }
+}
+
+#[test]
 fn a_neighbour_that_never_sends_an_open_is_given_up() {
     let mut stage = Stage::new([(2, config())]);
     let id = stage.connect(2).unwrap();

@@ -374,3 +374,20 @@ fn a_route_can_be_looked_at() {
     assert_eq!(route.octets, [origin(), path(&[65001]), attributes[1..].concat()].concat());
     assert_eq!(stage.speaker.route(&name(3), &prefix), None);
 }
+
+#[test]
+fn what_the_policy_and_the_teller_take_back_together_is_withdrawn() {
+    let (mut stage, one, two) = two();
+    stage.say(one, &update(&[], &usual(), &[net(1), net(2)].concat()));
+    assert_eq!(stage.heard(two)[0].nlri.len(), 2);
+    // The neighbour reads nothing while it is to hear no transit any more, and while one of the routes goes.
+    stage.room = 0;
+    let mut configs = stage.configs.clone();
+    configs.get_mut(&name(3)).unwrap().export.transit = Import::None;
+    stage.handle(Input::SetNeighbors(&configs));
+    stage.say(one, &update(&net(1), &[], &[]));
+    stage.room = 1 << 16;
+    stage.drain();
+    assert_eq!(stage.heard(two)[0].withdrawn, nets(&["10.1.0.0/16", "10.2.0.0/16"]));
+    assert_eq!(stage.speaker.status()[&name(3)].announced, 0);
+}
