@@ -123,7 +123,8 @@ impl<'c, 'lab> Agent<'c, 'lab> {
                 continue;
             }
             if !self.pods.contains_key(&uid) {
-                let running = self.start(&pod, &definitions).with_context(|| format!("start pod {}", pod.name_any()))?;
+                let running =
+                    self.start(&pod, &definitions).with_context(|| format!("start pod {}", pod.name_any()))?;
                 let annotation = json!({"metadata": {"annotations": {
                     "k8s.v1.cni.cncf.io/network-status": running.network_status(),
                     NAMESPACE: running.namespace().name(),
@@ -211,7 +212,8 @@ impl<'c, 'lab> Agent<'c, 'lab> {
         for object in self.list(&kind, Some("network-attachment-definitions")).await? {
             let config = object.data["spec"]["config"].as_str().unwrap_or("{}");
             let name = object.name_any();
-            let config = serde_json::from_str(config).with_context(|| format!("NetworkAttachmentDefinition {name}: {config}"))?;
+            let config = serde_json::from_str(config)
+                .with_context(|| format!("NetworkAttachmentDefinition {name}: {config}"))?;
             found.insert(name, config);
         }
         Ok(found)

@@ -9,6 +9,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Client, ResourceExt as _};
+use martlet_controller::endpoints::MANAGER;
 use martlet_controller::lease::Times;
 use martlet_controller::{Options, run};
 use martlet_lab::cluster::objects::{apply, apply_text, wait_for};
@@ -127,7 +128,9 @@ impl<'c, 'lab> Tenant<'c, 'lab> {
 
     pub async fn slices(&self) -> Result<Vec<EndpointSlice>> {
         let api = Api::<EndpointSlice>::namespaced(self.admin.clone(), &self.namespace);
-        Ok(api.list(&ListParams::default()).await?.items)
+        // Kubernetes' own controller, where it runs, keeps an empty one beside them.
+        let ours = format!("endpointslice.kubernetes.io/managed-by={MANAGER}");
+        Ok(api.list(&ListParams::default().labels(&ours)).await?.items)
     }
 
     /// Waits until the endpoints are these: address, identifier, ready.

@@ -49,18 +49,14 @@ impl Outside {
         lab.link((&gateway, "ext0"), (&fabric, "gateway"))?;
         fabric.bridge("vlan100", &["gateway"])?;
         fabric.bridge("internal", &[])?;
-        client.ip(
-            "addr add 200.100.0.100/24 dev eth0
+        client.ip("addr add 200.100.0.100/24 dev eth0
             addr add 200:100::100/64 dev eth0 nodad
             route add default via 200.100.0.150
-            route add default via 200:100::150",
-        )?;
-        gateway.ip(
-            "addr add 200.100.0.150/24 dev cli0
+            route add default via 200:100::150")?;
+        gateway.ip("addr add 200.100.0.150/24 dev cli0
             addr add 200:100::150/64 dev cli0 nodad
             addr add 169.254.100.150/24 dev ext0
-            addr add 100:100::150/64 dev ext0 nodad",
-        )?;
+            addr add 100:100::150/64 dev ext0 nodad")?;
         gateway.wait_for_links(&["cli0", "ext0"])?;
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo/frr.conf");
         let frr = Frr::start(lab, &gateway, &config, 10179, "LB")?;
@@ -80,7 +76,11 @@ impl Outside {
     fn expect_next_hops(&self, wanted: usize) -> Result<()> {
         until(&format!("{wanted} next hops of each VIP at the gateway"), LIMIT, || {
             let hops = self.next_hops()?;
-            Ok(if hops.values().all(|count| *count == wanted) { Seen::Yes(()) } else { Seen::not_yet(format!("{hops:?}")) })
+            Ok(if hops.values().all(|count| *count == wanted) {
+                Seen::Yes(())
+            } else {
+                Seen::not_yet(format!("{hops:?}"))
+            })
         })
     }
 
@@ -170,7 +170,8 @@ pub fn from_the_example_to_traffic_and_back(cluster: &mut Cluster<'_>) -> Result
         words.extend(more.iter().map(|word| (*word).to_owned()));
         words
     };
-    let images: BTreeMap<_, _> = [("martlet".to_owned(), words(&martlet, &[])), ("app".to_owned(), words(&app, &["app"]))].into();
+    let images: BTreeMap<_, _> =
+        [("martlet".to_owned(), words(&martlet, &[])), ("app".to_owned(), words(&app, &["app"]))].into();
     let stop = AtomicBool::new(false);
     let cluster = &*cluster;
     std::thread::scope(|scope| {
@@ -201,7 +202,8 @@ pub fn from_the_example_to_traffic_and_back(cluster: &mut Cluster<'_>) -> Result
             })
         });
         stop.store(true, Ordering::Relaxed);
-        let ended = [kubelet.join(), states.join()].map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let ended =
+            [kubelet.join(), states.join()].map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         let mut failures = [result].into_iter().chain(ended).filter_map(Result::err).map(|error| format!("{error:#}"));
         match failures.next() {
             None => Ok(()),
@@ -211,7 +213,12 @@ pub fn from_the_example_to_traffic_and_back(cluster: &mut Cluster<'_>) -> Result
 }
 
 /// Writes the `RouterState`s from what the gateway sees of each pod. To be removed when the routers write them.
-async fn stand_in_for_router_states(cluster: &Cluster<'_>, namespace: &str, outside: &Outside, stop: &AtomicBool) -> Result<()> {
+async fn stand_in_for_router_states(
+    cluster: &Cluster<'_>,
+    namespace: &str,
+    outside: &Outside,
+    stop: &AtomicBool,
+) -> Result<()> {
     let tenant = Tenant { cluster, admin: cluster.client()?, namespace: namespace.to_owned() };
     let mut told = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {
@@ -222,15 +229,21 @@ async fn stand_in_for_router_states(cluster: &Cluster<'_>, namespace: &str, outs
         for pod in pods {
             let labels = pod.labels();
             let status = pod.annotations().get("k8s.v1.cni.cncf.io/network-status");
-            let (true, Some(status)) = (labels.contains_key("gateway.networking.k8s.io/gateway-name"), status) else { continue };
+            let (true, Some(status)) = (labels.contains_key("gateway.networking.k8s.io/gateway-name"), status) else {
+                continue;
+            };
             let status: Value = serde_json::from_str(status)?;
             let up = |place: usize| {
                 let address = status[0]["ips"][place].as_str().and_then(|text| text.parse::<IpAddr>().ok());
-                address.and_then(|address| neighbors.get(&address)).is_some_and(|n| n.established && n.bfd_up == Some(true))
+                address
+                    .and_then(|address| neighbors.get(&address))
+                    .is_some_and(|n| n.established && n.bfd_up == Some(true))
             };
             let name = pod.name_any();
-            let session = |router: &str, up: bool| json!({"router": router, "up": up, "state": if up { "Established" } else { "Active" },
-                                                         "bfd": if up { "Up" } else { "Down" }});
+            let session = |router: &str, up: bool| {
+                json!({"router": router, "up": up, "state": if up { "Established" } else { "Active" },
+                                                         "bfd": if up { "Up" } else { "Down" }})
+            };
             let state = json!({
                 "apiVersion": "meridio.experiment.gateway.api.poc/v1alpha1", "kind": "RouterState",
                 "metadata": {"name": name, "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.uid()}]},
@@ -248,11 +261,8 @@ async fn stand_in_for_router_states(cluster: &Cluster<'_>, namespace: &str, outs
 /// The tenant with the networks, and the objects of the demo but the endpoints.
 async fn prepare(cluster: &Cluster<'_>) -> Result<String> {
     let tenant = Tenant::new(cluster, "whole-way", Roles::All).await?;
-    let sysctls: serde_json::Map<_, _> = SYSCTLS
-        .iter()
-        .chain(&MORE_SYSCTLS)
-        .map(|(name, value)| ((*name).to_owned(), json!(value)))
-        .collect();
+    let sysctls: serde_json::Map<_, _> =
+        SYSCTLS.iter().chain(&MORE_SYSCTLS).map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
     let external = [("169.254.100.0/24", "169.254.100.1"), ("100:100::/64", "100:100::1")];
     let internal = [("169.111.100.0/24", "169.111.100.1"), ("fd00:111:100::/64", "fd00:111:100::1")];
     tenant.put(attachment("vlan-100", &link("vlan100", &external))).await?;
@@ -305,8 +315,19 @@ async fn story(tenant: &Tenant<'_, '_>, outside: &Outside) -> Result<()> {
             let hops = outside.next_hops()?.values().copied().min().unwrap_or(0);
             fewest.fetch_min(hops, Ordering::Relaxed);
             let pods = kubectl(&["get", "pods", "-l", "round=two", "-o", "name"])?;
-            let old = kubectl(&["get", "pods", "-l", "gateway.networking.k8s.io/gateway-name=sllb-a,round!=two", "-o", "name"])?;
-            Ok(if pods.lines().count() == 2 && old.is_empty() && hops == 2 { Seen::Yes(()) } else { Seen::not_yet(format!("{pods}{old}{hops}")) })
+            let old = kubectl(&[
+                "get",
+                "pods",
+                "-l",
+                "gateway.networking.k8s.io/gateway-name=sllb-a,round!=two",
+                "-o",
+                "name",
+            ])?;
+            Ok(if pods.lines().count() == 2 && old.is_empty() && hops == 2 {
+                Seen::Yes(())
+            } else {
+                Seen::not_yet(format!("{pods}{old}{hops}"))
+            })
         })
     })?;
     let () = rolled;
@@ -334,7 +355,8 @@ async fn story(tenant: &Tenant<'_, '_>, outside: &Outside) -> Result<()> {
 
     kubectl(&["delete", "gateway", "sllb-a"])?;
     outside.expect_next_hops(0)?;
-    let gone = async || Ok((tenant.list("Deployment").await?.len() == 1 && tenant.slices().await?.is_empty()).then_some(()));
+    let gone =
+        async || Ok((tenant.list("Deployment").await?.len() == 1 && tenant.slices().await?.is_empty()).then_some(()));
     objects::wait_for("Deployment and slices to be gone", LIMIT, gone).await?;
     controller.stop().await
 }

@@ -74,7 +74,8 @@ impl<'lab> Fabric<'lab> {
         let wishes: Vec<Wish> = serde_json::from_str(text).with_context(|| format!("{NETWORKS}: {text}"))?;
         let mut attachments = Vec::new();
         for (number, wish) in wishes.into_iter().enumerate() {
-            let config = definitions.get(&wish.name).with_context(|| format!("no NetworkAttachmentDefinition {}", wish.name))?;
+            let config =
+                definitions.get(&wish.name).with_context(|| format!("no NetworkAttachmentDefinition {}", wish.name))?;
             let interface = wish.interface.unwrap_or_else(|| format!("net{}", number + 1));
             let mut attachment =
                 Attachment { network: format!("{tenant}/{}", wish.name), interface, addresses: Vec::new() };
@@ -93,13 +94,17 @@ impl<'lab> Fabric<'lab> {
     }
 
     fn link(&mut self, pod: &Namespace, port: &str, plugin: &Value, attachment: &mut Attachment) -> Result<()> {
-        let bridge = plugin["master"].as_str().or_else(|| plugin["bridge"].as_str()).context("neither master nor bridge")?;
+        let bridge =
+            plugin["master"].as_str().or_else(|| plugin["bridge"].as_str()).context("neither master nor bridge")?;
         let interface = attachment.interface.as_str();
         self.lab.link((pod, interface), (&self.namespace, port))?;
         self.namespace.ip(&format!("link set {port} master {bridge}"))?;
         for range in plugin["ipam"]["ranges"].as_array().into_iter().flatten() {
             let address = self.take(&range[0])?;
-            pod.ip(&format!("addr add {address} dev {interface}{}", if address.addr().is_ipv6() { " nodad" } else { "" }))?;
+            pod.ip(&format!(
+                "addr add {address} dev {interface}{}",
+                if address.addr().is_ipv6() { " nodad" } else { "" }
+            ))?;
             attachment.addresses.push(address);
         }
         pod.wait_for_links(&[interface])

@@ -119,7 +119,8 @@ impl Running {
 
     /// What the status has to say, if that is new.
     pub fn status(&mut self, pod: &Pod) -> Option<Value> {
-        let running = |container: &OneContainer| container.process.as_ref().is_some_and(|process| process.ended().is_none());
+        let running =
+            |container: &OneContainer| container.process.as_ref().is_some_and(|process| process.ended().is_none());
         let wanted = pod.annotations().get(READY).is_none_or(|ready| ready != "false");
         let containers_ready = wanted && self.containers.iter().all(running);
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -201,9 +202,13 @@ fn prepare(
         std::fs::create_dir_all(&folder)?;
         mounts.insert(mount.mount_path.clone(), folder.to_string_lossy().into_owned());
     }
-    let inside = |text: &str| mounts.iter().fold(text.to_owned(), |text, (path, folder)| text.replace(path.as_str(), folder));
+    let inside =
+        |text: &str| mounts.iter().fold(text.to_owned(), |text, (path, folder)| text.replace(path.as_str(), folder));
     let mut variables = environment.clone();
-    variables.insert("MARTLET_CONTROL_SOCKET".to_owned(), dir.join(format!("{}.sock", container.name)).to_string_lossy().into_owned());
+    variables.insert(
+        "MARTLET_CONTROL_SOCKET".to_owned(),
+        dir.join(format!("{}.sock", container.name)).to_string_lossy().into_owned(),
+    );
     for variable in container.env.iter().flatten() {
         let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
         let value = match field.map(|field| field.field_path.as_str()) {
@@ -215,8 +220,11 @@ fn prepare(
         variables.entry(variable.name.clone()).or_insert_with(|| inside(&value));
     }
     // `$(NAME)` is a variable, as a kubelet has it.
-    let expand = |text: &str| variables.iter().fold(inside(text), |text, (name, value)| text.replace(&format!("$({name})"), value));
-    let own: Vec<_> = container.command.iter().chain(&container.args).flatten().map(|argument| expand(argument)).collect();
+    let expand = |text: &str| {
+        variables.iter().fold(inside(text), |text, (name, value)| text.replace(&format!("$({name})"), value))
+    };
+    let own: Vec<_> =
+        container.command.iter().chain(&container.args).flatten().map(|argument| expand(argument)).collect();
     Ok(OneContainer {
         name: container.name.clone(),
         program,
