@@ -29,8 +29,8 @@ fn has_route(objects: &std::collections::BTreeSet<Object>, prefix: &str) -> bool
 /// Ready -> announced -> not ready -> withdrawn -> ready -> announced -> SIGTERM -> withdrawn, then closed.
 fn perform(seed: u64) -> Story {
     let mut sim = Sim::new(seed);
-    let gateway = sim.router("gateway", Role { vips: &["0.0.0.0/0"], peer: "router", gated: false });
-    let router = sim.router("router", Role { vips: &["20.0.0.1/32"], peer: "gateway", gated: true });
+    let gateway = sim.router("gateway", Role { vips: &["0.0.0.0/0"], peers: &["router"], gated: false });
+    let router = sim.router("router", Role { vips: &["20.0.0.1/32"], peers: &["gateway"], gated: true });
     let (outside, own) = (gateway.kernel.clone(), router.kernel.clone());
     sim.script(async move {
         own.until(|objects| has_route(objects, "0.0.0.0/0")).await;
@@ -66,8 +66,8 @@ fn a_vip_is_announced_exactly_while_it_is_ready_and_withdrawn_before_the_session
 /// The path breaks for longer than the hold time, and comes back.
 fn interrupt(seed: u64) -> Story {
     let mut sim = Sim::new(seed);
-    let gateway = sim.router("gateway", Role { vips: &["0.0.0.0/0"], peer: "router", gated: false });
-    let router = sim.router("router", Role { vips: &["20.0.0.1/32"], peer: "gateway", gated: true });
+    let gateway = sim.router("gateway", Role { vips: &["0.0.0.0/0"], peers: &["router"], gated: false });
+    let router = sim.router("router", Role { vips: &["20.0.0.1/32"], peers: &["gateway"], gated: true });
     let (outside, own) = (gateway.kernel.clone(), router.kernel.clone());
     sim.script(async move {
         router.lb.send_replace(ready(&["20.0.0.1/32"]));
@@ -91,6 +91,44 @@ fn a_broken_path_takes_its_routes_along_and_brings_them_back() {
     let lost = story.iter().filter(|line| line.contains("router  external connectivity: IPv4 down")).count();
     // More than three where both ends call at once and each hangs up on the other's call (RFC 4271 section 6.8).
     assert!(lost >= 3, "{story:#?}");
+}
+
+fn has_default(objects: &std::collections::BTreeSet<Object>) -> bool {
+    has_route(objects, "0.0.0.0/0")
+}
+
+/// Two gateways; each fails in turn.
+fn fail_over(seed: u64) -> Story {
+    let mut sim = Sim::new(seed);
+    let peers = &["router"];
+    let one = sim.router("gateway-1", Role { vips: &["0.0.0.0/0"], peers, gated: false });
+    let two = sim.router("gateway-2", Role { vips: &["0.0.0.0/0"], peers, gated: false });
+    let role = Role { vips: &["20.0.0.1/32"], peers: &["gateway-1", "gateway-2"], gated: true };
+    let router = sim.router("router", role);
+    let own = router.kernel.clone();
+    sim.script(async move {
+        router.lb.send_replace(ready(&["20.0.0.1/32"]));
+        for (failing, other) in [("gateway-1", &two), ("gateway-2", &one)] {
+            one.kernel.until(|objects| has_route(objects, "20.0.0.1/32")).await;
+            two.kernel.until(|objects| has_route(objects, "20.0.0.1/32")).await;
+            own.until(has_default).await;
+            own.always(Some(has_default));
+            turmoil::partition(failing, "router");
+            // Longer than the hold time: the session ends.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert!(has_default(&own.objects()));
+            assert!(has_route(&other.kernel.objects(), "20.0.0.1/32"), "the other gateway notices nothing");
+            turmoil::repair(failing, "router");
+        }
+        own.always(None);
+    });
+    sim.run()
+}
+
+#[test]
+fn the_next_gateway_takes_over_without_a_moment_without_a_route() {
+    let story = fail_over(5);
+    assert!(!story.iter().any(|line| line.contains("router  external connectivity: IPv4 down")), "{story:#?}");
 }
 
 #[test]

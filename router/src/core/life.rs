@@ -19,7 +19,7 @@ const GOODBYE_TIME: Duration = Duration::from_secs(2);
 pub(super) enum Life {
     /// It announces what may be announced.
     Running,
-    /// It still announces, marked with GRACEFUL_SHUTDOWN (RFC 8326), so that traffic may move first; until then.
+    /// It still announces, marked with `GRACEFUL_SHUTDOWN` (RFC 8326), so that traffic may move first; until then.
     Leaving(Instant),
     /// It has withdrawn its VIPs and forwards on until then.
     Draining(Instant),
@@ -74,7 +74,7 @@ impl Router {
         }
     }
 
-    /// Every announcement is told again with GRACEFUL_SHUTDOWN: a neighbour that honours it prefers any other way.
+    /// Every announcement is told again with `GRACEFUL_SHUTDOWN`: a neighbour that honours it prefers any other way.
     fn leave(&mut self, now: Instant) {
         self.life = Life::Leaving(now + self.config.leave);
         self.tell(Event::Leaving(self.config.leave));

@@ -114,6 +114,8 @@ struct Inner {
     links: RefCell<BTreeMap<u32, Link>>,
     news: RefCell<VecDeque<News>>,
     notify: Notify,
+    /// What must hold after every batch.
+    always: RefCell<Option<fn(&BTreeSet<Object>) -> bool>>,
 }
 
 impl SimKernel {
@@ -131,6 +133,11 @@ impl SimKernel {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         panic!("the kernel holds {:#?}", self.0.objects.borrow());
+    }
+
+    /// From now on this must hold after every batch.
+    pub fn always(&self, holds: Option<fn(&BTreeSet<Object>) -> bool>) {
+        *self.0.always.borrow_mut() = holds;
     }
 
     /// Someone else deletes objects.
@@ -158,6 +165,9 @@ impl Kernel for SimKernel {
                     assert!(objects.remove(from) && objects.insert(to.clone()), "{change:?}");
                 }
             }
+        }
+        if let Some(holds) = *self.0.always.borrow() {
+            assert!(holds(&objects), "after {changes:?}");
         }
         drop(objects);
         self.tell(News::Applied(Vec::new()));
@@ -223,8 +233,8 @@ pub fn ready(vips: &[&str]) -> Lb {
 pub struct Role {
     /// What it announces.
     pub vips: &'static [&'static str],
-    /// The host of its neighbour.
-    pub peer: &'static str,
+    /// The hosts of its neighbours.
+    pub peers: &'static [&'static str],
     /// Whether a load balancer is asked first.
     pub gated: bool,
 }
@@ -292,8 +302,8 @@ impl Sim {
             lb.mark_changed();
             let signals = once.borrow_mut().take().expect("a host starts once");
             async move {
-                let (own, peer) = (turmoil::lookup(name), turmoil::lookup(role.peer));
-                let (views, mut receiver) = watch::channel(Some(view(&role, peer)));
+                let own = turmoil::lookup(name);
+                let (views, mut receiver) = watch::channel(Some(view(&role)));
                 receiver.mark_changed();
                 kernel.0.links.borrow_mut().insert(1, link(own));
                 let mut first = kernel.clone();
@@ -338,7 +348,7 @@ impl Sim {
 }
 
 fn settings(name: &str) -> Settings {
-    let (local_as, remote_as) = if name == "gateway" { (65_002, 65_001) } else { (65_001, 65_002) };
+    let (local_as, remote_as) = if name.starts_with("gateway") { (65_002, 65_001) } else { (65_001, 65_002) };
     Settings { external_interface: "eth0".into(), local_as, remote_as, ..Settings::default() }
 }
 
@@ -360,13 +370,16 @@ fn link(address: IpAddr) -> Link {
     Link { index: 1, name: "eth0".into(), up: true, carrier: true, mtu: 1500, addresses }
 }
 
-fn view(role: &Role, peer: IpAddr) -> View {
-    let bgp = Protocol::Bgp(Box::<Bgp>::default());
-    let peer = GatewayRouter { address: peer, interface: None, description: None, protocol: bgp };
+fn view(role: &Role) -> View {
+    let router = |peer: &&'static str| {
+        let protocol = Protocol::Bgp(Box::<Bgp>::default());
+        let address = turmoil::lookup(*peer);
+        (Arc::from(*peer), GatewayRouter { address, interface: None, description: None, protocol })
+    };
     View {
         gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
         exists: true,
-        routers: [(Arc::from(role.peer), peer)].into(),
+        routers: role.peers.iter().map(router).collect(),
         routes: BTreeMap::new(),
         services: BTreeMap::new(),
         vips: role.vips.iter().map(|vip| vip.parse().expect("a VIP")).collect(),
