@@ -163,6 +163,12 @@ impl Control {
         }
     }
 
+    /// Another had a hand in our nftables table: it is made anew.
+    pub fn table_changed(&mut self) {
+        tracing::warn!("somebody changed our nftables table");
+        self.state.table = None;
+    }
+
     /// Whether the kernel has refused or blocked something, so that it is worth trying again.
     pub fn is_incomplete(&self) -> bool {
         let State { facts, table, .. } = &self.state;

@@ -10,6 +10,7 @@ use crate::counters::Reason;
 use crate::flow::Classifier;
 use crate::hash::{Flow, Seed};
 use crate::maglev::Table;
+use crate::nfqlb;
 use crate::packet::protocol::{ICMP, ICMPV6, SCTP, UDP};
 use crate::packet::{Content, Packet, parse};
 
@@ -44,6 +45,8 @@ pub struct Policy {
     pub reject: bool,
     /// How the fragments of one datagram find one endpoint.
     pub fragments: FragmentMode,
+    /// Choose as nfqlb does: see [`crate::nfqlb`].
+    pub nfqlb: bool,
 }
 
 /// How the fragments of one datagram find one endpoint.
@@ -209,7 +212,8 @@ impl Tables {
 
     fn of_route(&self, rank: u32, flow: &Flow) -> Result<Choice, Reason> {
         let backend = usize::try_from(rank).ok().and_then(|rank| self.backend(rank)).ok_or(Reason::NoEndpoint)?;
-        let (table, hash) = (backend.table(flow.destination), flow.hash(self.seed));
+        let table = backend.table(flow.destination);
+        let hash = if self.policy.nfqlb { nfqlb::hash(flow) } else { flow.hash(self.seed) };
         let identifier = table.lookup(hash).ok_or(Reason::NoEndpoint)?;
         Ok(Choice { rank, slot: table.slot(hash), identifier, mark: backend.first_mark + u32::from(identifier) })
     }

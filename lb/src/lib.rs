@@ -15,6 +15,7 @@ pub mod fragment;
 pub mod hash;
 pub mod icmp;
 pub mod maglev;
+pub mod nfqlb;
 pub mod offload;
 pub mod packet;
 pub mod queue;

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use crate::hash::{Seed, jhash_words, scale};
+use crate::nfqlb;
 
 /// The number of slots: a prime, so that every step through the table visits all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,11 +66,26 @@ fn is_prime(number: u32) -> bool {
     number >= 2 && (2..=number.isqrt()).all(|divisor| !number.is_multiple_of(divisor))
 }
 
+/// Where the permutations of the endpoints come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permutation {
+    /// From identifier and seed.
+    Seeded(Seed),
+    /// As nfqlb makes them: see [`crate::nfqlb`].
+    Nfqlb,
+}
+
+impl From<Seed> for Permutation {
+    fn from(seed: Seed) -> Self {
+        Self::Seeded(seed)
+    }
+}
+
 /// A lookup table: slot -> identifier of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     size: Size,
-    seed: Seed,
+    permutation: Permutation,
     identifiers: BTreeSet<u16>,
     /// `size` entries, or none if there is no endpoint.
     slots: Vec<u16>,
@@ -130,25 +146,29 @@ const FREE: u16 = u16::MAX;
 
 impl Table {
     /// The table of these endpoints. An identifier of 65535 is left out.
-    pub fn new(size: Size, seed: Seed, identifiers: impl IntoIterator<Item = u16>) -> Self {
+    pub fn new(size: Size, permutation: impl Into<Permutation>, identifiers: impl IntoIterator<Item = u16>) -> Self {
+        let permutation = permutation.into();
         let identifiers: BTreeSet<u16> = identifiers.into_iter().filter(|identifier| *identifier != FREE).collect();
-        let slots = fill(size, seed, &identifiers);
-        Self { size, seed, identifiers, slots }
+        let slots = fill(size, permutation, &identifiers);
+        Self { size, permutation, identifiers, slots }
     }
 
     /// The identifier of the endpoint that serves a flow of this hash; `None`: there is no endpoint.
     pub fn lookup(&self, hash: u32) -> Option<u16> {
-        self.slots.get(usize::try_from(scale(hash, self.size.0)).ok()?).copied()
+        self.slots.get(usize::try_from(self.slot(hash)).ok()?).copied()
     }
 
     /// The slot of a hash.
     pub fn slot(&self, hash: u32) -> u32 {
-        scale(hash, self.size.0)
+        match self.permutation {
+            Permutation::Seeded(_) => scale(hash, self.size.0),
+            Permutation::Nfqlb => hash % self.size.0,
+        }
     }
 
     /// Whether this is the table of these endpoints.
-    pub fn is_of(&self, size: Size, seed: Seed, identifiers: &BTreeSet<u16>) -> bool {
-        self.size == size && self.seed == seed && self.identifiers == *identifiers
+    pub fn is_of(&self, size: Size, permutation: Permutation, identifiers: &BTreeSet<u16>) -> bool {
+        self.size == size && self.permutation == permutation && self.identifiers == *identifiers
     }
 
     /// Its number of slots.
@@ -174,7 +194,7 @@ impl Table {
     /// The table that remains when `identifier` leaves.
     #[must_use]
     pub fn without(&self, identifier: u16) -> Self {
-        Self::new(self.size, self.seed, self.identifiers.iter().copied().filter(|other| *other != identifier))
+        Self::new(self.size, self.permutation, self.identifiers.iter().copied().filter(|other| *other != identifier))
     }
 
     /// What moves if `identifier` leaves.
@@ -203,11 +223,18 @@ impl Table {
 }
 
 /// The paper's "populate".
-fn fill(size: Size, seed: Seed, identifiers: &BTreeSet<u16>) -> Vec<u16> {
+fn fill(size: Size, permutation: Permutation, identifiers: &BTreeSet<u16>) -> Vec<u16> {
     if identifiers.is_empty() {
         return Vec::new();
     }
-    let mut walks: Vec<Walk> = identifiers.iter().map(|identifier| Walk::new(*identifier, size, seed)).collect();
+    let mut walks: Vec<Walk> = match permutation {
+        Permutation::Seeded(seed) => identifiers.iter().map(|identifier| Walk::new(*identifier, size, seed)).collect(),
+        Permutation::Nfqlb => {
+            let all = nfqlb::walks(size.0, identifiers.last().map_or(0, |last| usize::from(*last) + 1));
+            let chosen = (0_u16..).zip(all).filter(|(identifier, _)| identifiers.contains(identifier));
+            chosen.map(|(identifier, (next, skip))| Walk { identifier, next, skip }).collect()
+        }
+    };
     let mut slots = vec![FREE; usize::try_from(size.0).unwrap_or_default()];
     let mut free = slots.len();
     while free > 0 {

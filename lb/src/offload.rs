@@ -105,7 +105,7 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
         for (rank, name) in tables.classifier().names().iter().enumerate() {
             let Some(route) = view.routes.get(name) else { continue };
             let Some(conditions) = conditions(family, rank, route, &mut made.sets) else { continue };
-            let backend = tables.backend(rank).filter(|_| is_simple(route));
+            let backend = tables.backend(rank).filter(|_| is_simple(route) && !tables.policy().nfqlb);
             let way = backend.and_then(|backend| Way::new(family, backend, tables.seed(), &mut made.sets));
             for rule in conditions {
                 chain.rules.push(match &way {

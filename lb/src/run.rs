@@ -20,7 +20,7 @@ use crate::maglev::Size;
 use crate::offload::Engine;
 use crate::queue::{Queues, Settings as QueueSettings};
 use crate::readiness::Server;
-use crate::rules::owner;
+use crate::rules::{NFT_TABLE, owner};
 use crate::status::Status;
 use crate::targets::Settings;
 
@@ -104,6 +104,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     let (kernel, mut events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
     let form = nft.probe_queue().context("no rule can send packets to a queue")?;
+    let mut watch = nft.watch(NFT_TABLE).context("nftables cannot be watched")?;
     let (first, last) = (*options.queue.queues.start(), *options.queue.queues.end());
     let total = last.checked_sub(first).map_or(0, |more| more + 1);
     anyhow::ensure!(total > 0, "queues {first}:{last}: the first must not be after the last");
@@ -146,6 +147,11 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                 tell(&options, &control);
             }
             event = events.next() => dirty |= on_event(&mut control, event, &mut conflict).await?,
+            () = watch.changed() => {
+                conflict.count(1);
+                control.table_changed();
+                dirty = true;
+            }
             changed = objects.changed() => {
                 changed.context("the source of objects ended")?;
                 dirty = true;

@@ -17,7 +17,8 @@ use martlet_netlink::Link;
 use crate::engine::{Backend, FIRST_MARK, Policy, Tables};
 use crate::flow::Classifier;
 use crate::hash::Seed;
-use crate::maglev::{Size, Table};
+use crate::maglev::{Permutation, Size, Table};
+use crate::nfqlb;
 
 /// Marks and tables end here (the agent's tables begin).
 pub const END_OF_MARKS: u32 = 50_000;
@@ -171,10 +172,20 @@ pub fn targets(
                 }
             }
         }
-        let size = settings.size.unwrap_or_else(|| Size::for_endpoints(service.max_endpoints));
+        let (size, permutation) = if settings.policy.nfqlb {
+            let Some(size) = nfqlb::slots(service.max_endpoints).and_then(|slots| Size::new(slots).ok()) else {
+                let most = service.max_endpoints;
+                made.complaints.insert(format!("Service {name}: nfqlb has no table for {most} endpoints"));
+                continue;
+            };
+            (size, Permutation::Nfqlb)
+        } else {
+            let by_default = || Size::for_endpoints(service.max_endpoints);
+            (settings.size.unwrap_or_else(by_default), Permutation::Seeded(seed))
+        };
         let [ipv4, ipv6] = members;
-        let ipv4 = table(before, size, seed, ipv4, None);
-        let ipv6 = table(before, size, seed, ipv6, Some(&ipv4));
+        let ipv4 = table(before, size, permutation, ipv4, None);
+        let ipv6 = table(before, size, permutation, ipv6, Some(&ipv4));
         let backend = Backend { service: Arc::clone(name), first_mark: block.first, marks: block.size, ipv4, ipv6 };
         backends.insert(name, Arc::new(backend));
     }
@@ -213,12 +224,18 @@ fn addresses(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
 }
 
 /// The table of these endpoints: `twin` if it is the same, one of `before` if it is the same, else a new one.
-fn table(before: &Tables, size: Size, seed: Seed, members: BTreeSet<u16>, twin: Option<&Arc<Table>>) -> Arc<Table> {
+fn table(
+    before: &Tables,
+    size: Size,
+    permutation: Permutation,
+    members: BTreeSet<u16>,
+    twin: Option<&Arc<Table>>,
+) -> Arc<Table> {
     let known = before.services().iter().flat_map(|backend| [&backend.ipv4, &backend.ipv6]);
-    let is_same = |table: &&Arc<Table>| table.is_of(size, seed, &members);
+    let is_same = |table: &&Arc<Table>| table.is_of(size, permutation, &members);
     match twin.into_iter().chain(known).find(is_same) {
         Some(table) => Arc::clone(table),
-        None => Arc::new(Table::new(size, seed, members)),
+        None => Arc::new(Table::new(size, permutation, members)),
     }
 }
 

@@ -221,3 +221,21 @@ fn with_bypass_the_kernel_goes_on_when_the_process_is_dead() {
     });
     everybody_answers(&lab, &all);
 }
+
+#[test]
+fn a_flushed_rule_set_is_back() {
+    let lab = Lab::new("flush", 1);
+    lab.configure(&[1].into());
+    let lb = lab.start(|_| {});
+    lab.wait_ready(true);
+    everybody_answers(&lab, &[1].into());
+    for command in ["nft flush ruleset", "nft flush chain inet martlet-lb prerouting"] {
+        assert!(lab.run(&lab.lb(), command).0, "{command}");
+        eventually("the rules are back", || {
+            lab.run(&lab.lb(), "nft list table inet martlet-lb").1.contains("vips-6")
+                && lab.run(&lab.lb(), "nft list chain inet martlet-lb prerouting").1.contains("counter")
+        });
+        everybody_answers(&lab, &[1].into());
+    }
+    lb.end().unwrap();
+}
