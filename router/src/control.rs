@@ -59,7 +59,7 @@ pub enum Answer {
     Routes(Vec<RouteView>),
     /// See [`Request::Events`].
     Events(Vec<Line>),
-    /// See [`Request::Counters`], by neighbour.
+    /// See [`Request::Counters`], by neighbour; those of BFD as a whole under `bfd:`.
     Counters(BTreeMap<String, BTreeMap<String, u64>>),
     /// See [`Request::Explain`].
     Explain(Vec<Link>),
@@ -152,12 +152,15 @@ async fn answer(request: Request, asker: &Asker, ring: &Ring) -> Answer {
         }
         Request::Events(after) => Some(Answer::Events(ring.after(after))),
         Request::Counters => {
-            let counters = asker.ask(|look| look.router.counters()).await;
-            counters.map(|counters| {
+            let counters = asker.ask(|look| (look.router.counters(), look.bfd.clone())).await;
+            counters.map(|(counters, bfd)| {
                 let named = |counted: &martlet_bgp::Counters| {
                     Counted::ALL.iter().map(|one| (one.name.to_owned(), (one.read)(counted))).collect()
                 };
-                Answer::Counters(counters.iter().map(|(id, counted)| (id.to_string(), named(counted))).collect())
+                let bfd = bfd.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+                let neighbors = counters.iter().map(|(id, counted)| (id.to_string(), named(counted)));
+                // A colon is in no name of an object.
+                Answer::Counters(neighbors.chain([("bfd:".to_owned(), bfd)]).collect())
             })
         }
         Request::Explain(vip) => asker.ask(move |look| Answer::Explain(look.router.explain(look.now, vip))).await,
@@ -235,7 +238,8 @@ mod tests {
             });
             while let Some(question) = questions.recv().await {
                 let now = martlet_clock::Instant::from_millis(1);
-                question(&mut Look { router: &mut router, now, source_reached: true });
+                let bfd = BTreeMap::from([("stalls", 2)]);
+                question(&mut Look { router: &mut router, now, source_reached: true, bfd });
             }
         });
         let ring = Ring::default();
@@ -256,6 +260,8 @@ mod tests {
             panic!()
         };
         assert!(!chain[0].holds);
+        let Answer::Counters(counters) = ask(&path, &Request::Counters).await.unwrap() else { panic!() };
+        assert_eq!(counters["bfd:"]["stalls"], 2);
         let reset = Request::Reset("gw".into(), "maintenance".into());
         let Answer::Error(error) = ask(&path, &reset).await.unwrap() else { panic!() };
         assert!(error.contains("no BGP GatewayRouter gw"));

@@ -74,6 +74,8 @@ pub trait Bfd {
     fn set(&mut self, sessions: BTreeMap<SessionId, SessionConfig>);
     /// Waits for a change; what is known of every session. Safe to drop at any time.
     fn next(&mut self) -> impl Future<Output = BTreeMap<SessionId, SessionStatus>>;
+    /// What was counted, by name.
+    fn counters(&self) -> BTreeMap<&'static str, u64>;
 }
 
 /// What the kernel has to say.
@@ -132,6 +134,8 @@ pub struct Look<'a> {
     pub now: Instant,
     /// Whether the source can be read.
     pub source_reached: bool,
+    /// What BFD counted, by name.
+    pub bfd: BTreeMap<&'static str, u64>,
 }
 
 /// Hears every event.
@@ -282,7 +286,8 @@ impl<N: Net, B: Bfd, K: Kernel, S: Source, R: Readiness> Driver<N, B, K, S, R> {
                 question = world.questions.recv(), if questions_open => match question {
                     Some(question) => {
                         let source_reached = world.source.is_reached();
-                        question(&mut Look { router: &mut self.router, now: clock.now(), source_reached });
+                        let bfd = world.bfd.counters();
+                        question(&mut Look { router: &mut self.router, now: clock.now(), source_reached, bfd });
                     }
                     None => questions_open = false,
                 },

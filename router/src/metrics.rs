@@ -2,6 +2,7 @@
 //!
 //! Everything is read when it is asked for; nothing is kept up to date in between.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
@@ -129,7 +130,11 @@ const GAUGES: [Gauge; 9] = [
 ];
 
 /// The exposition format of Prometheus.
-pub fn text<'a>(status: &Status, counters: impl IntoIterator<Item = (String, &'a Counters)>) -> String {
+pub fn text<'a>(
+    status: &Status,
+    counters: impl IntoIterator<Item = (String, &'a Counters)>,
+    bfd: &BTreeMap<&'static str, u64>,
+) -> String {
     let mut text = String::new();
     for Gauge { name, help, read } in &GAUGES {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
@@ -143,6 +148,11 @@ pub fn text<'a>(status: &Status, counters: impl IntoIterator<Item = (String, &'a
         for (peer, counted) in &counters {
             let _ = writeln!(text, "martlet_bgp_{name}_total{{peer=\"{peer}\"}} {}", read(counted));
         }
+    }
+    for (name, value) in bfd {
+        // What is worst is no count.
+        let (kind, suffix) = if name.starts_with("worst_") { ("gauge", "") } else { ("counter", "_total") };
+        let _ = writeln!(text, "# TYPE martlet_bfd_{name}{suffix} {kind}\nmartlet_bfd_{name}{suffix} {value}");
     }
     text
 }
@@ -194,10 +204,11 @@ async fn scrape(mut stream: TcpStream, asker: Asker) -> io::Result<()> {
     }
     let is_ours = request.starts_with(b"GET /metrics ") || request.starts_with(b"GET /metrics?");
     let (code, body) = if is_ours {
-        let seen = asker.ask(|look| (look.router.status(look.now), look.router.counters())).await;
+        let seen = asker.ask(|look| (look.router.status(look.now), look.router.counters(), look.bfd.clone())).await;
         match &seen {
-            Some((status, counters)) => {
-                ("200 OK", text(status, counters.iter().map(|(id, counters)| (id.to_string(), counters))))
+            Some((status, counters, bfd)) => {
+                let counters = counters.iter().map(|(id, counters)| (id.to_string(), counters));
+                ("200 OK", text(status, counters, bfd))
             }
             None => ("503 Service Unavailable", "the router has ended\n".into()),
         }
@@ -225,13 +236,16 @@ mod tests {
         let vip = VipView { announced: false, reason: "NotReady".into(), message: String::new() };
         status.vips.insert("20.0.0.1/32".parse().unwrap(), vip);
         let counters = Counters { updates_in: 7, ..Counters::default() };
-        let text = text(&status, [("gw".to_owned(), &counters)]);
+        let text =
+            text(&status, [("gw".to_owned(), &counters)], &BTreeMap::from([("stalls", 3), ("worst_stall_us", 9)]));
         for line in [
             "martlet_router_peer_up{peer=\"gw\"} 1",
             "martlet_bgp_session_established{peer=\"gw\"} 1",
             "martlet_router_vip_announced{vip=\"20.0.0.1/32\",reason=\"NotReady\"} 0",
             "martlet_router_connectivity{family=\"ipv4\"} 0",
             "martlet_bgp_updates_received_total{peer=\"gw\"} 7",
+            "martlet_bfd_stalls_total 3",
+            "martlet_bfd_worst_stall_us 9",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is missing in\n{text}");
         }

@@ -163,6 +163,22 @@ impl Bfd for BfdTask {
         }
         BTreeMap::clone(&self.statuses.borrow_and_update())
     }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let counted = self.handle.statistics();
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        [
+            ("packets_received", counted.received),
+            ("packets_sent", counted.sent),
+            ("packets_unsent", counted.unsent),
+            ("packets_discarded", counted.discarded.values().sum()),
+            ("receive_errors", counted.receive_errors),
+            ("stalls", counted.stalls),
+            ("worst_lateness_us", micros(counted.worst_lateness)),
+            ("worst_stall_us", micros(counted.worst_stall)),
+        ]
+        .into()
+    }
 }
 
 /// Objects of a source, as one Gateway sees them.

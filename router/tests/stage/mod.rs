@@ -102,6 +102,10 @@ impl Bfd for NoBfd {
     async fn next(&mut self) -> BTreeMap<SessionId, SessionStatus> {
         std::future::pending().await
     }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
 }
 
 /// A kernel that is a set.
