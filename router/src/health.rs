@@ -8,7 +8,6 @@ use std::io;
 use std::net::SocketAddr;
 
 use martlet_api::readiness::Families;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -39,7 +38,7 @@ pub fn services(vital: Vital, needs_egress: bool) -> [(&'static str, bool); 4] {
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn serve(address: SocketAddr, vital: watch::Receiver<Vital>, needs_egress: bool) -> io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = crate::metrics::listen(address).await?;
     let (reporter, service) = tonic_health::server::health_reporter();
     // Known before the first question.
     tell(&reporter, *vital.borrow(), needs_egress).await;

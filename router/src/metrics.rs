@@ -169,12 +169,25 @@ pub fn markdown() -> String {
     table
 }
 
+/// Listens on `address`; where it is any address and IPv6 is left out, on any IPv4 address.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
+            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
 /// Serves `GET /metrics` on `address`.
 ///
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn serve(address: SocketAddr, asker: Asker) -> io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = listen(address).await?;
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
@@ -250,5 +263,17 @@ mod tests {
             assert!(text.lines().any(|have| have == line), "{line} is missing in\n{text}");
         }
         assert_eq!(markdown().lines().count(), 2 + GAUGES.len() + Counted::ALL.len());
+    }
+
+    #[tokio::test]
+    async fn prometheus_is_answered_and_others_are_shown_the_way() {
+        let (asker, _questions) = Asker::new();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        serve(free, asker).await.unwrap();
+        let mut stream = TcpStream::connect(free).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("try /metrics\n"), "{answer}");
     }
 }

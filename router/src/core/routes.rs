@@ -12,7 +12,7 @@ use martlet_clock::Instant;
 
 use super::{Event, Output, Router};
 use crate::intent::default_prefix;
-use crate::mirror::{BATCH, Failure};
+use crate::mirror::{BATCH, Failure, Key, object_of};
 use crate::plan::{self, Ways};
 
 /// Batches of prefixes that are planned in one step while they change nothing in the kernel.
@@ -130,12 +130,14 @@ impl Router {
 
     /// The kernel is through with a batch.
     pub(super) fn on_applied(&mut self, now: Instant, failures: &[Failure]) {
+        // The first of many is enough, and once: all are in the status until they work.
+        let news =
+            failures.iter().find(|failure| !self.mirror.waits().contains_key(&Key::of(object_of(&failure.change))));
+        if let Some(failure) = news.cloned() {
+            self.tell(Event::Refused(failure));
+        }
         if self.mirror.done(now, failures) {
             self.outputs.push_back(Output::Dump);
-        }
-        // The first of many is enough: all are in the status.
-        if let Some(failure) = failures.first() {
-            self.tell(Event::Refused(failure.clone()));
         }
     }
 

@@ -108,6 +108,9 @@ impl Bfd for NoBfd {
     }
 }
 
+/// What must hold of a kernel.
+type Holds = fn(&BTreeSet<Object>) -> bool;
+
 /// A kernel that is a set.
 #[derive(Clone, Default)]
 pub struct SimKernel(Rc<Inner>);
@@ -119,7 +122,7 @@ struct Inner {
     news: RefCell<VecDeque<News>>,
     notify: Notify,
     /// What must hold after every batch.
-    always: RefCell<Option<fn(&BTreeSet<Object>) -> bool>>,
+    always: RefCell<Option<Holds>>,
 }
 
 impl SimKernel {
@@ -140,7 +143,7 @@ impl SimKernel {
     }
 
     /// From now on this must hold after every batch.
-    pub fn always(&self, holds: Option<fn(&BTreeSet<Object>) -> bool>) {
+    pub fn always(&self, holds: Option<Holds>) {
         *self.0.always.borrow_mut() = holds;
     }
 
