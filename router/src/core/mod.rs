@@ -237,6 +237,9 @@ impl Router {
             self.speaker.handle(now, BgpInput::Timeout);
         }
         self.reconsider |= due(self.gate.deadline());
+        if due(self.routes.adoption) {
+            self.end_adoption(now);
+        }
         self.mirror.expire(now);
         self.on_life_timeout(now);
         self.paced.retain(|_, at| *at > now);

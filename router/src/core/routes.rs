@@ -150,7 +150,7 @@ impl Router {
 
     /// Ends the adoption of each family that has been told anew: every neighbour's End-of-RIB is here and nothing waits to
     /// be planned; static gateways are Up or need no BFD.
-    fn end_adoption(&mut self, now: Instant) {
+    pub(super) fn end_adoption(&mut self, now: Instant) {
         let Some(until) = self.routes.adoption else { return };
         let over = until <= now || !self.life.has_routes();
         for (family, kernel_family) in

@@ -424,3 +424,18 @@ fn who_leaves_gracefully_says_so_before_it_withdraws() {
     stage.handle(7_100, &Input::Timeout);
     assert_eq!(stage.outputs.last(), Some(&Output::Stopped));
 }
+
+#[test]
+fn adoption_ends_in_time_although_the_kernel_is_busy() {
+    let mut router = Router::new(config());
+    let snapshot = Snapshot { links: [(7, link(true))].into(), objects: [default_via("10.0.0.2")].into() };
+    router.handle(at(0), Input::Kernel(&snapshot));
+    router.handle(at(0), Input::Intent(&intent(&[], &["20.0.0.1/32"])));
+    let applies = |router: &mut Router| {
+        std::iter::from_fn(|| router.poll()).filter(|output| matches!(output, Output::Apply(_))).count()
+    };
+    assert_eq!(applies(&mut router), 1, "a batch that the kernel takes its time for");
+    router.handle(at(0), Input::Intent(&intent(&[("gw", "10.0.0.2", supervised())], &["20.0.0.1/32"])));
+    router.handle(at(10_000), Input::Timeout);
+    assert!(router.deadline().is_none_or(|deadline| deadline > at(10_000)), "no deadline in the past remains");
+}
