@@ -5,6 +5,7 @@
 //! old tables, routes and rules that nobody needs are removed, but nothing before the source has said what exists.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use anyhow::Context as _;
 use martlet_api::accept;
 use martlet_api::objects::Objects;
 use martlet_api::view::{ObjectName, View};
-use martlet_netlink::link::sysctl;
+use martlet_netlink::link::{Reachability, sysctl};
 use martlet_netlink::nft::{self, Queue};
 use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
 
@@ -62,6 +63,8 @@ struct State {
     /// Our nftables table in the kernel.
     table: Option<nft::Table>,
     told: BTreeSet<String>,
+    /// Endpoints that the kernel asked for at the last check and had no answer from.
+    unanswered: BTreeSet<IpAddr>,
     /// Who decides, in words.
     engine: String,
     draining: bool,
@@ -161,6 +164,48 @@ impl Control {
             let now = readiness(view, &self.state.targets, &self.state.facts, self.state.draining);
             self.server.publish(&now);
         }
+    }
+
+    /// Asks every endpoint's address for a sign of life on its link; true: somebody died or came back. An endpoint is dead
+    /// when the kernel gave up on it (about 3 s), and alive again when it answers.
+    pub async fn check_endpoints(&mut self) -> bool {
+        let neighbors = match self.kernel.neighbors().await {
+            Ok(neighbors) => neighbors,
+            Err(error) => {
+                tracing::warn!(%error, "neighbours cannot be read");
+                return false;
+            }
+        };
+        let known: BTreeMap<(u32, IpAddr), Reachability> =
+            neighbors.iter().map(|neighbor| ((neighbor.interface, neighbor.address), neighbor.reachability)).collect();
+        let hops = &self.state.targets.hops;
+        let unanswered = &mut self.state.unanswered;
+        let mut dead: BTreeSet<IpAddr> = &self.settings.dead & &hops.iter().map(|hop| hop.address).collect();
+        for Hop { address, interface, .. } in hops {
+            match known.get(&(*interface, *address)) {
+                Some(Reachability::Failed) => drop(dead.insert(*address)),
+                Some(Reachability::Reachable) => drop(dead.remove(address)),
+                // Without an answer since the last check. (While packets come for it the kernel goes from "failed" back to
+                // "incomplete" at once, so that waiting for "failed" could take for ever.)
+                Some(Reachability::Incomplete) => {
+                    if !unanswered.insert(*address) {
+                        dead.insert(*address);
+                    }
+                    continue;
+                }
+                // Being asked: it keeps what it was until that is decided.
+                Some(Reachability::Probe) => continue,
+                Some(Reachability::Stale) | None => {}
+            }
+            unanswered.remove(address);
+            let _ = self.kernel.probe_neighbor(*interface, *address);
+        }
+        for address in dead.symmetric_difference(&self.settings.dead) {
+            tracing::warn!(%address, answers = !dead.contains(address), "endpoint");
+        }
+        let changed = dead != self.settings.dead;
+        self.settings.dead = dead;
+        changed
     }
 
     /// Another had a hand in our nftables table: it is made anew.

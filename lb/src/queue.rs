@@ -386,3 +386,59 @@ impl Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Queues with one thread that takes no turn by itself.
+    fn hung() -> (Queues, Arc<AtomicU64>) {
+        let wake = File::from(sys::event().unwrap());
+        let answered = Arc::new(AtomicU64::new(0));
+        let shared = Shared {
+            turn: AtomicU64::new(1),
+            tables: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            answers: Notify::new(),
+            counters: Mutex::default(),
+            fragments: Mutex::default(),
+            mailboxes: BTreeMap::new(),
+            origin: std::time::Instant::now(),
+        };
+        let handle = std::thread::spawn(|| {
+            // As long as the test: nobody unparks it.
+            std::thread::park_timeout(std::time::Duration::from_hours(1));
+            Ok(())
+        });
+        let thread = Thread { queue: 7, answered: Arc::clone(&answered), wake, handle };
+        (Queues { shared: Arc::new(shared), threads: vec![thread] }, answered)
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_hangs_does_not_answer_and_is_named() {
+        let (queues, answered) = hung();
+        let turn = queues.poke();
+        assert!(!queues.have_answered(turn));
+        assert_eq!((queues.silent(turn), queues.has_failed()), (vec![7], false));
+        answered.store(turn, Ordering::Release);
+        queues.shared.answers.notify_one();
+        queues.answered(turn).await;
+        assert_eq!(queues.silent(turn), Vec::<u16>::new());
+        let next = queues.swap(Arc::new(Tables::default()));
+        assert!(next > turn && !queues.have_answered(next), "an old answer is no answer to a new turn");
+    }
+
+    #[test]
+    fn what_another_thread_decided_waits_in_the_mailbox() {
+        let wake = File::from(sys::event().unwrap());
+        let mailbox = Mailbox { is_full: AtomicBool::new(false), verdicts: Mutex::default(), wake };
+        let mut verdicts = vec![(1, Some(5000))];
+        mailbox.take(&mut verdicts);
+        mailbox.put(2, None);
+        mailbox.put(3, Some(5001));
+        mailbox.take(&mut verdicts);
+        mailbox.take(&mut verdicts);
+        assert_eq!(verdicts, [(1, Some(5000)), (2, None), (3, Some(5001))]);
+        assert_eq!((&mailbox.wake).read(&mut [0; 8]).unwrap(), 8, "its owner is woken");
+    }
+}

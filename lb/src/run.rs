@@ -46,6 +46,8 @@ pub struct Options {
     pub bypass: bool,
     /// The CPU of a packet picks its queue, instead of the hash of its addresses.
     pub fanout: bool,
+    /// Take endpoints that do not answer on their link out of the tables, before anybody says so.
+    pub liveness: bool,
     /// How long packets are forwarded after the router was told that we end.
     pub drain: Duration,
     /// Reject or drop, and fragments.
@@ -69,6 +71,7 @@ impl Default for Options {
             engine: Engine::default(),
             bypass: false,
             fanout: false,
+            liveness: false,
             drain: Duration::from_secs(10),
             policy: Policy::default(),
             status: None,
@@ -100,7 +103,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 /// See [`run`].
 pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> anyhow::Result<()> {
     let size = options.table_size.map(Size::new).transpose()?;
-    let settings = Settings { internal_interface: options.internal_interface.clone(), policy: options.policy, size };
+    let internal_interface = options.internal_interface.clone();
+    let settings = Settings { internal_interface, policy: options.policy, size, ..Settings::default() };
     let (kernel, mut events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
     let form = nft.probe_queue().context("no rule can send packets to a queue")?;
@@ -162,6 +166,9 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                     control.fall_silent(&control.queues.silent(asked));
                 }
                 dirty |= control.is_incomplete();
+                if options.liveness {
+                    dirty |= control.check_endpoints().await;
+                }
                 asked = control.queues.poke();
                 owed = true;
             }

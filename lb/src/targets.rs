@@ -126,6 +126,8 @@ pub struct Settings {
     pub internal_interface: Option<Arc<str>>,
     /// What the operator chose.
     pub policy: Policy,
+    /// Addresses of endpoints that do not answer on their link: no new flows for them.
+    pub dead: BTreeSet<IpAddr>,
     /// The size of all Maglev tables; `None`: by the most endpoints that a Service may have.
     pub size: Option<Size>,
 }
@@ -163,7 +165,9 @@ pub fn targets(
                         made.hops.insert(hop);
                         let [ipv4, ipv6] = &mut members;
                         let of_family = if address.is_ipv4() { ipv4 } else { ipv6 };
-                        endpoint.ready.then(|| of_family.insert(short));
+                        if endpoint.ready && !settings.dead.contains(&address) {
+                            of_family.insert(short);
+                        }
                     }
                     Some(_) => {}
                     None => {
@@ -188,6 +192,10 @@ pub fn targets(
         let ipv6 = table(before, size, permutation, ipv6, Some(&ipv4));
         let backend = Backend { service: Arc::clone(name), first_mark: block.first, marks: block.size, ipv4, ipv6 };
         backends.insert(name, Arc::new(backend));
+    }
+    for (name, _) in view.routes.iter().filter(|(_, route)| !route.port_translations.is_empty()) {
+        // Said rather than done wrong: an endpoint sees the port of the VIP.
+        made.complaints.insert(format!("L34Route {name}: destinationPortTranslation: ports are not translated yet"));
     }
     let classifier = Classifier::new(&view.routes);
     let of_route = |name| view.routes.get(name).and_then(|route| backends.get(&*route.backend)).map(Arc::clone);

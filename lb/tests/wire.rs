@@ -239,3 +239,29 @@ fn a_flushed_rule_set_is_back() {
     }
     lb.end().unwrap();
 }
+
+#[test]
+fn an_endpoint_that_does_not_answer_on_its_link_gets_no_flows() {
+    let lab = Lab::new("dead", 3);
+    let (all, some): (BTreeSet<u8>, BTreeSet<u8>) = ([1, 2, 3].into(), [1, 3].into());
+    lab.configure(&all);
+    let lb = lab.start(|options| options.liveness = true);
+    lab.wait_ready(true);
+    everybody_answers(&lab, &all);
+    // The objects still say that it is ready. Its port of the bridge is cut, so that only silence tells.
+    assert!(lab.run(&lab.lb(), "ip link set p2 nomaster").0);
+    // A source port whose endpoint is the dead one now, and another when that is known; of each family.
+    for vip in [VIP4, VIP6] {
+        let moved = |port: &u16| expected_of(vip, 17, *port, &all) == 2;
+        let port = (30_000..40_000).find(moved).unwrap();
+        eventually("its flows move", || lab.ask_from(vip, port) == Some(expected_of(vip, 17, port, &some)));
+    }
+    everybody_answers(&lab, &some);
+    assert!(lab.run(&lab.lb(), "ip link set p2 master int").0);
+    for vip in [VIP4, VIP6] {
+        let port = (30_000..40_000).find(|port| expected_of(vip, 17, *port, &all) == 2).unwrap();
+        eventually("it is back", || lab.ask_from(vip, port) == Some(2));
+    }
+    everybody_answers(&lab, &all);
+    lb.end().unwrap();
+}

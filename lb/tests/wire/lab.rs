@@ -245,6 +245,20 @@ impl Lab {
         };
         within(self.client(), ask).join().expect("client")
     }
+
+    /// In the client: one datagram from a port; who answered within a moment.
+    pub fn ask_from(&self, vip: IpAddr, port: u16) -> Option<u8> {
+        let ask = move || {
+            let socket = UdpSocket::bind((crate::craft::client(vip), port)).expect("bind");
+            socket.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
+            socket.connect((vip, 4000)).expect("connect");
+            let mut octet = [0];
+            // No route to the host, or no answer: the same to us.
+            socket.send(b"who?").and_then(|_| socket.recv(&mut octet)).ok()?;
+            Some(octet[0])
+        };
+        within(self.client(), ask).join().expect("client")
+    }
 }
 
 impl Drop for Lab {
