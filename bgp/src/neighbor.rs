@@ -295,7 +295,6 @@ impl Neighbor {
         if next == State::Established && was != next {
             // The other connection, whatever it was about to become, is one too many.
             self.step(env, 1 - slot, Fsm::OpenCollisionDump, collision());
-            self.connections[1 - slot].retry = None;
             self.start = None;
         }
         if next >= State::OpenSent && was < State::OpenSent {

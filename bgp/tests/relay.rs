@@ -391,3 +391,36 @@ fn what_the_policy_and_the_teller_take_back_together_is_withdrawn() {
     assert_eq!(stage.heard(two)[0].withdrawn, nets(&["10.1.0.0/16", "10.2.0.0/16"]));
     assert_eq!(stage.speaker.status()[&name(3)].announced, 0);
 }
+
+#[test]
+fn each_change_of_one_of_several_paths_is_told_once() {
+    let (mut stage, one, two) = two();
+    let changed = |stage: &mut Stage| stage.speaker.changed(10).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let route = |asn, hop| update(&[], &[origin(), path(&[asn, 7]), next_hop(hop)].concat(), &net(1));
+    for (from, octets, told) in [
+        (one, route(65001, 2), true),
+        (two, route(65002, 3), true),
+        (two, route(65002, 3), false),
+        (two, route(65002, 4), true),
+        (one, update(&net(1), &[], &[]), true),
+        (one, update(&net(1), &[], &[]), false),
+        (two, update(&net(1), &[], &[]), true),
+    ] {
+        stage.say(from, &octets);
+        assert_eq!(changed(&mut stage), if told { vec!["10.1.0.0/16"] } else { vec![] });
+    }
+}
+
+#[test]
+fn what_a_neighbour_does_not_repeat_between_its_marks_is_gone() {
+    let (mut stage, one, two) = two();
+    stage.say(one, &update(&[], &usual(), &[net(1), net(2)].concat()));
+    stage.say(one, &puppet::message(5, &[0, 1, 1, 1]));
+    stage.say(one, &update(&[], &usual(), &net(2)));
+    assert_eq!(stage.routes(), nets(&["10.1.0.0/16", "10.2.0.0/16"]));
+    assert!(!stage.speaker.paths(&"10.1.0.0/16".parse().unwrap())[0].stale);
+    stage.messages(two);
+    stage.say(one, &puppet::message(5, &[0, 1, 2, 1]));
+    assert_eq!(stage.routes(), nets(&["10.2.0.0/16"]));
+    assert_eq!(stage.heard(two)[0].withdrawn, nets(&["10.1.0.0/16"]));
+}
