@@ -6,7 +6,9 @@ mod lb;
 mod lint;
 mod logging;
 mod router;
+mod show;
 mod speaker;
+mod table;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,14 @@ enum Command {
     Lb(Box<lb::Args>),
     /// Speak BGP without Kubernetes: a lab gateway, a looking glass, the subject of a benchmark.
     Speaker(speaker::Args),
+    /// Show what a running router knows.
+    Show(show::Show),
+    /// Explain why a VIP is announced, or is not.
+    Explain(show::Explain),
+    /// Close a BGP session and start it anew.
+    Reset(show::Peer),
+    /// Ask a BGP neighbour for its routes again (RFC 2918).
+    Refresh(show::Peer),
     /// Check a folder of YAML without a cluster: one line a fault, exit code 1 if there is one.
     Lint(lint::Args),
 }
@@ -44,6 +54,10 @@ fn main() -> ExitCode {
         Command::Router(args) => on_runtime(args.run()),
         Command::Lb(args) => on_runtime(args.run()),
         Command::Speaker(args) => on_runtime(args.run()),
+        Command::Show(args) => return asked(on_runtime(args.run()).map(|()| ExitCode::SUCCESS)),
+        Command::Explain(args) => return asked(on_runtime(args.run())),
+        Command::Reset(args) => return asked(on_runtime(args.reset()).map(|()| ExitCode::SUCCESS)),
+        Command::Refresh(args) => return asked(on_runtime(args.refresh()).map(|()| ExitCode::SUCCESS)),
         Command::Lint(args) => return args.run(),
     };
     match ended {
@@ -56,8 +70,16 @@ fn main() -> ExitCode {
 }
 
 /// Router and lb have one loop each; what needs a core of its own (BFD, queues) has threads of its own.
-fn on_runtime(ends: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn on_runtime<T>(ends: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(ends)
+}
+
+/// Who asks gets a line, not a log.
+fn asked(answer: anyhow::Result<ExitCode>) -> ExitCode {
+    answer.unwrap_or_else(|error| {
+        eprintln!("martlet: {error:#}");
+        ExitCode::from(2)
+    })
 }
 
 #[cfg(test)]

@@ -1,67 +1,69 @@
-//! `martlet router`: flags and the `NFE_*` variables of the frontend that they replace.
+//! `martlet router`: flags over the `NFE_*` variables of the frontend over defaults.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use martlet_bgp::HoldTime;
-use martlet_router::intent::Settings;
-use martlet_router::run::{self, Options};
+use martlet_router::options::{self, Options};
+use martlet_router::run;
 
 const EXAMPLES: &str = "\
 Examples:
   martlet router --config-dir /etc/martlet --gateway sllb-a --external-interface vlan-100
   martlet router --config-dir /etc/martlet --gateway sllb-a --lb-socket ''    every VIP counts as ready
-  martlet router --clean                                                      remove what a router left in the kernel";
+  martlet router --clean                                                      remove what a router left in the kernel
+  martlet router --variables                                                  the NFE_* variables, as Markdown";
 
-/// The flags.
+/// The flags; what is not given comes from the environment, else from the defaults.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+#[expect(clippy::doc_markdown, reason = "the help text shows it as it is")]
 pub struct Args {
-    /// Folder of YAML with the objects of the Gateway.
-    #[arg(long, env = "MARTLET_CONFIG_DIR", default_value = "/etc/martlet", value_name = "DIR")]
-    config_dir: PathBuf,
+    /// Folder of YAML with the objects of the Gateway [default: /etc/martlet]
+    #[arg(long, env = "MARTLET_CONFIG_DIR", value_name = "DIR")]
+    config_dir: Option<PathBuf>,
     /// Name of the Gateway.
-    #[arg(long, env = "MARTLET_GATEWAY", value_name = "NAME", required_unless_present = "clean")]
+    #[arg(long, env = "MARTLET_GATEWAY", value_name = "NAME")]
     gateway: Option<String>,
-    /// Namespace of the Gateway.
-    #[arg(long, env = "NFE_NAMESPACE", default_value = "default", value_name = "NAME")]
-    namespace: String,
-    /// Interface towards the gateways, where a GatewayRouter names none.
-    #[arg(long, env = "NFE_EXTERNAL_INTERFACE", default_value = "ext-vlan", value_name = "NAME")]
-    external_interface: String,
-    /// Socket of the load balancer; empty: every VIP counts as ready.
-    #[arg(long, env = "NFE_LB_SOCKET", default_value = martlet_api::readiness::DEFAULT_SOCKET, value_name = "URL")]
-    lb_socket: String,
-    /// Our AS number, where a GatewayRouter names none.
-    #[arg(long, env = "NFE_LOCAL_AS", default_value_t = 8103, value_name = "ASN", value_parser = clap::value_parser!(u32).range(1..))]
-    local_as: u32,
-    /// AS number of a gateway, where a GatewayRouter names none.
-    #[arg(long, env = "NFE_REMOTE_AS", default_value_t = 4_248_829_953, value_name = "ASN", value_parser = clap::value_parser!(u32).range(1..))]
-    remote_as: u32,
-    /// Port to listen on, where a GatewayRouter names none.
-    #[arg(long, env = "NFE_BGP_LOCAL_PORT", default_value_t = 10179, value_name = "PORT")]
-    bgp_local_port: u16,
-    /// Port to connect to, where a GatewayRouter names none.
-    #[arg(long, env = "NFE_BGP_REMOTE_PORT", default_value_t = 10179, value_name = "PORT")]
-    bgp_remote_port: u16,
-    /// Hold time in seconds, where a GatewayRouter names none: 0, or at least 3.
-    #[arg(long, env = "NFE_BGP_HOLD_TIME", default_value_t = 3, value_name = "SECONDS")]
-    bgp_hold_time: u16,
-    /// Table of learned routes; the next one holds the blackholes.
-    #[arg(long, env = "NFE_TABLE_ID", default_value_t = 4096, value_name = "TABLE")]
-    table_id: u32,
-    /// Use all best next hops of a prefix instead of one.
-    #[arg(long, env = "NFE_ECMP", default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
-    ecmp: bool,
-    /// Drop what comes from a VIP while no route is known.
-    #[arg(long, env = "NFE_DROP_IF_NO_PEER", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
-    drop_if_no_peer: bool,
-    /// VRRP addresses: static next hops without supervision.
-    #[arg(long, env = "NFE_VRRPS", value_delimiter = ',', value_name = "ADDRESS")]
+    /// Namespace of the Gateway (NFE_NAMESPACE) [default: default]
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Interface towards the gateways, where a GatewayRouter names none (NFE_EXTERNAL_INTERFACE) [default: ext-vlan]
+    #[arg(long, value_name = "NAME")]
+    external_interface: Option<String>,
+    /// Socket of the load balancer; empty: every VIP counts as ready (NFE_LB_SOCKET)
+    /// [default: unix:///var/lib/meridio/lb.sock]
+    #[arg(long, value_name = "URL")]
+    lb_socket: Option<String>,
+    /// Our AS number, where a GatewayRouter names none (NFE_LOCAL_AS) [default: 8103]
+    #[arg(long, value_name = "ASN", value_parser = clap::value_parser!(u32).range(1..))]
+    local_as: Option<u32>,
+    /// AS number of a gateway, where a GatewayRouter names none (NFE_REMOTE_AS) [default: 4248829953]
+    #[arg(long, value_name = "ASN", value_parser = clap::value_parser!(u32).range(1..))]
+    remote_as: Option<u32>,
+    /// Port to listen on, where a GatewayRouter names none (NFE_BGP_LOCAL_PORT) [default: 10179]
+    #[arg(long, value_name = "PORT")]
+    bgp_local_port: Option<u16>,
+    /// Port to connect to, where a GatewayRouter names none (NFE_BGP_REMOTE_PORT) [default: 10179]
+    #[arg(long, value_name = "PORT")]
+    bgp_remote_port: Option<u16>,
+    /// Hold time in seconds, where a GatewayRouter names none: 0, or at least 3 (NFE_BGP_HOLD_TIME) [default: 3]
+    #[arg(long, value_name = "SECONDS")]
+    bgp_hold_time: Option<u16>,
+    /// Table of learned routes; the next one holds the blackholes (NFE_TABLE_ID) [default: 4096]
+    #[arg(long, value_name = "TABLE")]
+    table_id: Option<u32>,
+    /// Use all best next hops of a prefix instead of one (NFE_ECMP) [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    ecmp: Option<bool>,
+    /// Drop what comes from a VIP while no route is known (NFE_DROP_IF_NO_PEER) [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    drop_if_no_peer: Option<bool>,
+    /// VRRP addresses: static next hops without supervision (NFE_VRRPS)
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESS")]
     vrrps: Vec<IpAddr>,
     /// Announce a VIP only while a default route of its family is known.
     #[arg(long, env = "MARTLET_REQUIRE_EGRESS_ROUTE")]
@@ -70,59 +72,150 @@ pub struct Args {
     #[arg(long, env = "MARTLET_ROUTER_ID", value_name = "ADDRESS")]
     router_id: Option<Ipv4Addr>,
     /// Uid of the pod.
-    #[arg(long, env = "MARTLET_POD_UID", default_value = "", value_name = "UID")]
-    pod_uid: String,
-    /// At the end: how long to forward on after the VIPs were withdrawn, seconds.
-    #[arg(long, env = "MARTLET_DRAIN", default_value_t = 10, value_name = "SECONDS")]
-    drain: u64,
-    /// At the start: how long routes of a former router are kept without being learned again, seconds.
-    #[arg(long, env = "MARTLET_ADOPT", default_value_t = 10, value_name = "SECONDS")]
-    adopt: u64,
+    #[arg(long, env = "MARTLET_POD_UID", value_name = "UID")]
+    pod_uid: Option<String>,
+    /// At the end: how long VIPs are announced with GRACEFUL_SHUTDOWN before they are withdrawn, seconds [default: 0]
+    #[arg(long, env = "MARTLET_LEAVE", value_name = "SECONDS")]
+    leave: Option<u64>,
+    /// At the end: how long to forward on after the VIPs were withdrawn, seconds [default: 10]
+    #[arg(long, env = "MARTLET_DRAIN", value_name = "SECONDS")]
+    drain: Option<u64>,
+    /// At the start: how long routes of a former router are kept without being learned again, seconds [default: 10]
+    #[arg(long, env = "MARTLET_ADOPT", value_name = "SECONDS")]
+    adopt: Option<u64>,
+    /// Socket that `martlet show` asks; empty: none [default: /run/martlet/router.sock]
+    #[arg(long, env = "MARTLET_CONTROL_SOCKET", value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+    /// Where Prometheus asks (NFE_METRICS_ENABLED, NFE_METRICS_PORT) [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+    /// Where probes of grpc.health.v1 ask; empty: nowhere [default: [::]:2225]
+    #[arg(long, env = "MARTLET_HEALTH", value_name = "ADDRESS:PORT")]
+    health: Option<String>,
+    /// Readiness needs a gateway router that is Up.
+    #[arg(long, env = "MARTLET_HEALTH_NEEDS_EGRESS")]
+    health_needs_egress: bool,
     /// Remove the routes and rules that a router left, and end.
     #[arg(long)]
     clean: bool,
+    /// Print the table of NFE_* variables, and end.
+    #[arg(long)]
+    variables: bool,
 }
 
 impl Args {
     /// Runs the router until a signal ends it.
     pub async fn run(self) -> anyhow::Result<()> {
+        if self.variables {
+            print!("{}", options::markdown());
+            return Ok(());
+        }
         let clean = self.clean;
-        let options = self.options()?;
+        let options = self.options(|name| std::env::var(name).ok())?;
         if clean {
             let removed = run::clean(&options.settings).await?;
             println!("{removed} routes and rules removed");
             return Ok(());
         }
+        if options.gateway.is_empty() {
+            bail!("--gateway: the name of the Gateway is missing");
+        }
         run::run(options).await
     }
 
-    fn options(self) -> anyhow::Result<Options> {
-        let hold_time = HoldTime::new(self.bgp_hold_time)
-            .with_context(|| format!("--bgp-hold-time {}: accepted: 0, or at least 3", self.bgp_hold_time))?;
-        let settings = Settings {
-            external_interface: self.external_interface.into(),
-            local_as: self.local_as,
-            remote_as: self.remote_as,
-            local_port: self.bgp_local_port,
-            remote_port: self.bgp_remote_port,
-            hold_time,
-            table: self.table_id,
-            ecmp: self.ecmp,
-            drop_if_no_peer: self.drop_if_no_peer,
-            require_egress_route: self.require_egress_route,
-            vrrps: self.vrrps.into_iter().collect::<BTreeSet<_>>(),
-        };
-        Ok(Options {
-            config_dir: self.config_dir,
-            gateway: self.gateway.unwrap_or_default(),
-            namespace: self.namespace,
-            settings,
-            lb_socket: self.lb_socket,
-            drain: Duration::from_secs(self.drain),
-            adopt: Duration::from_secs(self.adopt),
-            router_id: self.router_id,
-            pod_uid: self.pod_uid,
-            ..Options::default()
-        })
+    fn options(self, environment: impl Fn(&str) -> Option<String>) -> anyhow::Result<Options> {
+        let (mut options, notes) =
+            Options::from_env(environment).map_err(|errors| anyhow::anyhow!(errors.join("; ")))?;
+        for note in notes {
+            tracing::info!(kind = "environment", "{note}");
+        }
+        let seconds = |into: &mut Duration, given: Option<u64>| put(into, given.map(Duration::from_secs));
+        put(&mut options.config_dir, self.config_dir);
+        put(&mut options.gateway, self.gateway);
+        put(&mut options.namespace, self.namespace);
+        put(&mut options.lb_socket, self.lb_socket);
+        put(&mut options.pod_uid, self.pod_uid);
+        seconds(&mut options.leave, self.leave);
+        seconds(&mut options.drain, self.drain);
+        seconds(&mut options.adopt, self.adopt);
+        options.router_id = self.router_id.or(options.router_id);
+        options.metrics = self.metrics.or(options.metrics);
+        options.health_needs_egress |= self.health_needs_egress;
+        if let Some(path) = self.control_socket {
+            options.control_socket = (!path.as_os_str().is_empty()).then_some(path);
+        }
+        if let Some(address) = self.health {
+            let parsed = (!address.is_empty()).then(|| address.parse()).transpose();
+            options.health =
+                parsed.with_context(|| format!("--health {address}: accepted: such as [::]:2225, or ''"))?;
+        }
+        let settings = &mut options.settings;
+        put(&mut settings.external_interface, self.external_interface.map(Into::into));
+        put(&mut settings.local_as, self.local_as);
+        put(&mut settings.remote_as, self.remote_as);
+        put(&mut settings.local_port, self.bgp_local_port);
+        put(&mut settings.remote_port, self.bgp_remote_port);
+        if let Some(given) = self.bgp_hold_time {
+            let parsed = HoldTime::new(given);
+            settings.hold_time =
+                parsed.with_context(|| format!("--bgp-hold-time {given}: accepted: 0, or at least 3"))?;
+        }
+        put(&mut settings.table, self.table_id);
+        put(&mut settings.ecmp, self.ecmp);
+        put(&mut settings.drop_if_no_peer, self.drop_if_no_peer);
+        settings.require_egress_route |= self.require_egress_route;
+        if !self.vrrps.is_empty() {
+            settings.vrrps = self.vrrps.into_iter().collect();
+        }
+        Ok(options)
+    }
+}
+
+fn put<T>(into: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *into = given;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn options(flags: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Options> {
+        let args = Cli::parse_from([&["router"], flags].concat()).args;
+        args.options(|name| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_default() {
+        let (table, ports) = (("NFE_TABLE_ID", "5096"), ("NFE_BGP_LOCAL_PORT", "179"));
+        let options = options(&["--table-id", "6096", "--ecmp"], &[table, ports]).unwrap();
+        assert_eq!(
+            (options.settings.table, options.settings.local_port, options.settings.remote_port),
+            (6096, 179, 10179)
+        );
+        assert!(options.settings.ecmp && options.settings.drop_if_no_peer);
+    }
+
+    #[test]
+    fn what_makes_no_sense_names_itself_and_what_would() {
+        let error = options(&["--bgp-hold-time", "2"], &[]).unwrap_err().to_string();
+        assert!(error.contains("--bgp-hold-time 2") && error.contains("at least 3"), "{error}");
+        let error = options(&[], &[("NFE_TABLE_ID", "many")]).unwrap_err().to_string();
+        assert!(error.contains("NFE_TABLE_ID"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_path_or_address_switches_off() {
+        let options = options(&["--control-socket", "", "--health", ""], &[]).unwrap();
+        assert_eq!((options.control_socket, options.health), (None, None));
     }
 }

@@ -1,0 +1,343 @@
+//! `martlet show`, `explain`, `reset`, `refresh`: questions to a running router.
+
+use std::io::IsTerminal as _;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Subcommand, ValueEnum};
+use martlet_router::control::{Answer, Request, ask};
+use martlet_router::core::Status;
+use martlet_router::options::CONTROL_SOCKET;
+
+use crate::table::Table;
+
+const EXAMPLES: &str = "\
+Examples:
+  martlet show peers
+  martlet show vips --watch
+  martlet show routes -o json";
+
+/// Where the router is, and how it is shown.
+#[derive(Debug, clap::Args)]
+pub struct Where {
+    /// The router's control socket.
+    #[arg(long, global = true, env = "MARTLET_CONTROL_SOCKET", default_value = CONTROL_SOCKET, value_name = "PATH")]
+    control_socket: PathBuf,
+}
+
+impl Where {
+    async fn ask(&self, request: &Request) -> anyhow::Result<Answer> {
+        let path = self.control_socket.display();
+        let answer: Answer = ask(&self.control_socket, request).await.with_context(|| {
+            format!("{path}: no router answers there (is it running, in this container? --control-socket says where)")
+        })?;
+        match answer {
+            Answer::Error(text) => bail!("{text}"),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// The flags of `show`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Show {
+    /// What.
+    #[arg(value_enum)]
+    what: What,
+    /// How it is shown.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Show it anew every second, until interrupted.
+    #[arg(short, long)]
+    watch: bool,
+    #[command(flatten)]
+    at: Where,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Gateway routers: state, since when, last error.
+    Peers,
+    /// BFD sessions.
+    Bfd,
+    /// Routes of ours in the kernel.
+    Routes,
+    /// VIPs: announced or not, and why.
+    Vips,
+    /// The last changes.
+    Events,
+    /// What is wrong with objects.
+    Objects,
+    /// Counters of each peer.
+    Counters,
+    /// All of the router's status.
+    Status,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Columns.
+    Table,
+    /// JSON.
+    Json,
+}
+
+impl Show {
+    /// Shows it once, or until interrupted.
+    pub async fn run(self) -> anyhow::Result<()> {
+        loop {
+            let request = match self.what {
+                What::Routes => Request::Routes(usize::MAX),
+                What::Events => Request::Events(0),
+                What::Counters => Request::Counters,
+                What::Peers | What::Bfd | What::Vips | What::Objects | What::Status => Request::Status,
+            };
+            let answer = self.at.ask(&request).await?;
+            let text = match self.output {
+                Format::Json => json(self.what, &answer)?,
+                Format::Table => table(self.what, &answer),
+            };
+            if self.watch && std::io::stdout().is_terminal() {
+                // Home, and clear what is below.
+                print!("\x1b[H\x1b[J");
+            }
+            print!("{text}");
+            if !self.watch {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+fn json(what: What, answer: &Answer) -> anyhow::Result<String> {
+    let value = match (what, answer) {
+        (What::Peers, Answer::Status(status)) => serde_json::to_value(&status.peers)?,
+        (What::Bfd, Answer::Status(status)) => serde_json::to_value(&status.bfd)?,
+        (What::Vips, Answer::Status(status)) => serde_json::to_value(&status.vips)?,
+        (What::Objects, Answer::Status(status)) => serde_json::to_value(&status.conditions)?,
+        (_, Answer::Status(status)) => serde_json::to_value(status)?,
+        (_, Answer::Routes(routes)) => serde_json::to_value(routes)?,
+        (_, Answer::Events(events)) => serde_json::to_value(events)?,
+        (_, Answer::Counters(counters)) => serde_json::to_value(counters)?,
+        (_, other) => serde_json::to_value(other)?,
+    };
+    Ok(serde_json::to_string_pretty(&value)? + "\n")
+}
+
+fn table(what: What, answer: &Answer) -> String {
+    match (what, answer) {
+        (What::Peers, Answer::Status(status)) => peers(status),
+        (What::Bfd, Answer::Status(status)) => bfd(status),
+        (What::Vips, Answer::Status(status)) => vips(status),
+        (What::Objects, Answer::Status(status)) if status.conditions.is_empty() => "nothing to complain of\n".into(),
+        (What::Objects, Answer::Status(status)) => lines(&status.conditions),
+        (_, Answer::Status(status)) => overview(status),
+        (_, Answer::Routes(routes)) => {
+            let mut table = Table::new(&["TABLE", "PREFIX", "METRIC", "VIA", "STATE"]);
+            for route in routes {
+                table.row([
+                    route.table.to_string(),
+                    route.prefix.to_string(),
+                    route.metric.to_string(),
+                    route.via.join(", "),
+                    route.state.clone(),
+                ]);
+            }
+            table.to_string()
+        }
+        (_, Answer::Events(events)) => {
+            let mut table = Table::new(&["TIME", "KIND", "SUBJECT", "EVENT"]);
+            for event in events {
+                let seconds = event.unix_ms / 1000;
+                let time = format!(
+                    "{:02}:{:02}:{:02}.{:03}Z",
+                    seconds / 3600 % 24,
+                    seconds / 60 % 60,
+                    seconds % 60,
+                    event.unix_ms % 1000
+                );
+                table.row([time, event.kind.clone(), event.subject.clone(), event.text.clone()]);
+            }
+            table.to_string()
+        }
+        (_, Answer::Counters(counters)) => {
+            let mut table = Table::new(&["PEER", "COUNTER", "VALUE"]);
+            for (peer, counted) in counters {
+                for (name, value) in counted {
+                    table.row([peer.clone(), name.clone(), value.to_string()]);
+                }
+            }
+            table.to_string()
+        }
+        (_, other) => format!("{other:?}\n"),
+    }
+}
+
+fn lines(texts: &[String]) -> String {
+    texts.iter().flat_map(|text| [text.as_str(), "\n"]).collect()
+}
+
+fn overview(status: &Status) -> String {
+    let mut text = format!(
+        "Gateway {}, router id {}, {}\nload balancer: {}\nconnectivity: IPv4 {}, IPv6 {}\n",
+        status.gateway,
+        status.router_id.map_or_else(|| "not chosen yet".into(), |id| id.to_string()),
+        status.life,
+        status.lb,
+        up(status.connectivity.ipv4),
+        up(status.connectivity.ipv6),
+    );
+    text.extend(status.notes.iter().flat_map(|note| ["note: ", note.as_str(), "\n"]));
+    text += &lines(&status.conditions);
+    text += &lines(&status.kernel);
+    format!("{text}\n{}\n{}\n{}", peers(status), bfd(status), vips(status))
+}
+
+const fn up(is_up: bool) -> &'static str {
+    if is_up { "up" } else { "down" }
+}
+
+/// Such as `3h12m`, the two largest units.
+fn since(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{}h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+fn peers(status: &Status) -> String {
+    let mut table =
+        Table::new(&["PEER", "ADDRESS", "PROTOCOL", "STATE", "SINCE", "BFD", "RECEIVED", "ANNOUNCED", "LAST ERROR"]);
+    for (name, peer) in &status.peers {
+        table.row([
+            name.clone(),
+            peer.address.map_or_else(String::new, |address| address.to_string()),
+            peer.protocol.clone(),
+            peer.state.clone(),
+            since(peer.since_s),
+            peer.bfd.clone().unwrap_or_else(|| "-".into()),
+            peer.received.to_string(),
+            peer.announced.to_string(),
+            peer.last_error.clone().unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn bfd(status: &Status) -> String {
+    let mut table = Table::new(&[
+        "SESSION",
+        "STATE",
+        "SINCE",
+        "INTERVAL",
+        "DETECTION",
+        "DIAGNOSTIC",
+        "REMOTE",
+        "REMOTE DIAGNOSTIC",
+    ]);
+    for (name, session) in &status.bfd {
+        table.row([
+            name.clone(),
+            session.state.clone(),
+            since(session.since_s),
+            format!("{}ms", session.transmit_interval_ms),
+            format!("{}ms", session.detection_time_ms),
+            session.diagnostic.clone(),
+            session.remote_state.clone(),
+            session.remote_diagnostic.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn vips(status: &Status) -> String {
+    let mut table = Table::new(&["VIP", "ANNOUNCED", "REASON", "MESSAGE"]);
+    for (vip, view) in &status.vips {
+        let announced = if view.announced { "yes" } else { "no" };
+        table.row([vip.to_string(), announced.into(), view.reason.clone(), view.message.clone()]);
+    }
+    table.to_string()
+}
+
+/// The flags of `explain`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  martlet explain vip 20.0.0.1      exit code 1 if it is not announced")]
+pub struct Explain {
+    #[command(subcommand)]
+    what: Explained,
+    #[command(flatten)]
+    at: Where,
+}
+
+#[derive(Debug, Subcommand)]
+enum Explained {
+    /// Why a VIP is announced, or is not.
+    Vip {
+        /// The VIP.
+        address: IpAddr,
+    },
+}
+
+impl Explain {
+    /// Prints the chain; the first link that does not hold is marked.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let Explained::Vip { address } = self.what;
+        let Answer::Explain(chain) = self.at.ask(&Request::Explain(address)).await? else {
+            bail!("the router answered something else");
+        };
+        let broken = chain.iter().position(|link| !link.holds);
+        for (index, link) in chain.iter().enumerate() {
+            let mark = if link.holds { "ok " } else { "NO " };
+            let here = if Some(index) == broken { "   <- here" } else { "" };
+            println!("{mark} {:<14} {}{here}", link.question, link.answer);
+        }
+        Ok(if broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// The flags of `reset` and `refresh`.
+#[derive(Debug, clap::Args)]
+pub struct Peer {
+    /// The GatewayRouter.
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// What the neighbour is told (RFC 9003); of `reset` only.
+    #[arg(long, default_value = "reset by an operator", value_name = "TEXT")]
+    text: String,
+    #[command(flatten)]
+    at: Where,
+}
+
+impl Peer {
+    /// Closes the session and starts anew.
+    pub async fn reset(self) -> anyhow::Result<()> {
+        self.at.ask(&Request::Reset(self.name.clone(), self.text)).await?;
+        println!("{}: reset", self.name);
+        Ok(())
+    }
+
+    /// Asks the neighbour for its routes again.
+    pub async fn refresh(self) -> anyhow::Result<()> {
+        self.at.ask(&Request::Refresh(self.name.clone())).await?;
+        println!("{}: asked for its routes", self.name);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_told_in_its_two_largest_units() {
+        let told = [59, 61, 3_725, 90_000].map(since);
+        assert_eq!(told, ["59s", "1m1s", "1h2m", "1d1h"]);
+    }
+}
