@@ -1,16 +1,18 @@
 //! The load balancer of one Gateway: a stateless choice of an endpoint for each packet to a VIP.
 //!
-//! Pure parts, which know no socket and no clock: [`hash`] and [`maglev`] (the wire contract between replicas), [`packet`]
-//! (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: an endpoint),
-//! [`fragment`], [`icmp`] and [`verdict`] (what else a packet needs), [`targets`] (a view of the
-//! objects: tables and marks), [`rules`] (marks: routes and rules of the kernel), [`offload`] (the same
-//! decisions as nftables). At the edge: [`queue`] (nfqueue, one
-//! thread a queue), [`readiness`] (the unix socket to the router), [`run`] (the wiring).
+//! Pure parts, which know no socket and no clock: [`hash`] and [`maglev`] (the wire contract between replicas; [`nfqlb`]:
+//! another one's), [`packet`] (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: an
+//! endpoint), [`fragment`], [`icmp`] and [`verdict`] (what else a packet needs), [`targets`] (a view of the objects: tables
+//! and marks), [`rules`] (marks: routes, rules and nftables), [`offload`] (the engine's decisions as nftables), [`ready`]
+//! (which VIPs are served), [`counters`] and [`status`] (what is shown).
+//!
+//! At the edge: [`queue`] (nfqueue, one thread a queue), [`readiness`] (the unix socket to the router), [`follow`] (a new
+//! view, and what is done about it in which order), [`run`] (the wiring).
 
-pub mod control;
 pub mod counters;
 pub mod engine;
 pub mod flow;
+pub mod follow;
 pub mod fragment;
 pub mod hash;
 pub mod icmp;

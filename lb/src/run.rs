@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::control::{Control, remove};
 use crate::engine::{Policy, Tables};
+use crate::follow::{Follower, remove};
 use crate::maglev::Size;
 use crate::offload::Engine;
 use crate::queue::{Queues, Settings as QueueSettings};
@@ -118,9 +118,9 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     tracing::info!(gateway = %options.gateway, socket = options.socket, ?queue, "load balancer starts");
 
     let (mut objects, _source) = source::folder(options.config_dir.clone(), &options.gateway.namespace);
-    let mut control =
-        Control::new(options.gateway.clone(), settings, (kernel, nft), (options.engine, queue, queues), server);
-    control.look().await?;
+    let mut follower =
+        Follower::new(options.gateway.clone(), settings, (kernel, nft), (options.engine, queue, queues), server);
+    follower.look().await?;
     let mut beats = interval(HEARTBEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The turn that the threads were last asked about, and whether the router still waits for the beat.
@@ -134,26 +134,26 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
         if dirty && conflict.may_act() {
             dirty = false;
             let current = Arc::clone(&objects.borrow_and_update());
-            control.follow(&current).await;
-            tell(&options, &control);
+            follower.follow(&current).await;
+            tell(&options, &follower);
         }
         tokio::select! {
             biased;
             () = &mut ended, if deadline.is_none() => {
                 tracing::info!(seconds = options.drain.as_secs_f64(), "draining");
-                control.drain();
+                follower.drain();
                 deadline = Some(Instant::now() + options.drain);
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
-            () = control.queues.answered(asked), if owed => {
+            () = follower.queues.answered(asked), if owed => {
                 owed = false;
-                control.beat();
-                tell(&options, &control);
+                follower.beat();
+                tell(&options, &follower);
             }
-            event = events.next() => dirty |= on_event(&mut control, event, &mut conflict).await?,
+            event = events.next() => dirty |= on_event(&mut follower, event, &mut conflict).await?,
             () = watch.changed() => {
                 conflict.count(1);
-                control.table_changed();
+                follower.table_changed();
                 dirty = true;
             }
             changed = objects.changed() => {
@@ -161,38 +161,38 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                 dirty = true;
             }
             _ = beats.tick() => {
-                anyhow::ensure!(!control.queues.has_failed(), "a queue thread ended");
+                anyhow::ensure!(!follower.queues.has_failed(), "a queue thread ended");
                 if owed {
-                    control.fall_silent(&control.queues.silent(asked));
+                    follower.fall_silent(&follower.queues.silent(asked));
                 }
-                dirty |= control.is_incomplete();
+                dirty |= follower.is_incomplete();
                 if options.liveness {
-                    dirty |= control.check_endpoints().await;
+                    dirty |= follower.check_endpoints().await;
                 }
-                asked = control.queues.poke();
+                asked = follower.queues.poke();
                 owed = true;
             }
         }
     }
-    let counters = control.end().await?;
+    let counters = follower.end().await?;
     tracing::info!(?counters.drops, "load balancer ends");
     Ok(())
 }
 
 /// Shows the state to whoever wants to see it.
-fn tell(options: &Options, control: &Control) {
+fn tell(options: &Options, follower: &Follower) {
     if let Some(status) = &options.status {
-        status.send_replace(Arc::new(control.status()));
+        status.send_replace(Arc::new(follower.status()));
     }
 }
 
 /// Takes note of a hint of the kernel; whether there is something to do.
-async fn on_event(control: &mut Control, event: Event, conflict: &mut Conflict) -> anyhow::Result<bool> {
+async fn on_event(follower: &mut Follower, event: Event, conflict: &mut Conflict) -> anyhow::Result<bool> {
     match event {
-        Event::LinksChanged | Event::Overrun => control.look().await?,
+        Event::LinksChanged | Event::Overrun => follower.look().await?,
         Event::ObjectsChanged(changed) => {
             conflict.count(changed.removed.len());
-            control.objects_changed(changed);
+            follower.objects_changed(changed);
         }
     }
     Ok(true)

@@ -31,7 +31,7 @@ use crate::targets::{Hop, Marks, Settings, Targets, targets};
 const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// Everything that is changed by a new view.
-pub struct Control {
+pub struct Follower {
     /// Whose view.
     pub gateway: ObjectName,
     /// How to look at it.
@@ -72,7 +72,7 @@ struct State {
     alive: bool,
 }
 
-impl Control {
+impl Follower {
     /// Nothing is known yet.
     pub fn new(
         gateway: ObjectName,
