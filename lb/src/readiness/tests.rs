@@ -6,9 +6,23 @@ use martlet_api::readiness::VipReadiness;
 
 use super::*;
 
-fn url(name: &str) -> String {
-    let folder = std::env::temp_dir().join(format!("martlet-lb-{}-{name}", std::process::id()));
-    format!("unix://{}/lb.sock", folder.display())
+/// A folder of its own for a socket, gone with the test.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("martlet-lb-{}-{name}", std::process::id())))
+    }
+
+    fn url(&self) -> String {
+        format!("unix://{}/lb.sock", self.0.display())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 fn value(ready: bool) -> Readiness {
@@ -31,7 +45,8 @@ async fn line(reader: &mut BufReader<UnixStream>) -> Option<Readiness> {
 
 #[tokio::test]
 async fn a_router_hears_the_last_value_and_every_one_after_it() {
-    let url = url("hears");
+    let place = Place::new("hears");
+    let url = place.url();
     let mut server = Server::start(&url).await.unwrap();
     server.publish(&value(false));
     let mut router = BufReader::new(UnixStream::connect(path_of(&url).unwrap()).await.unwrap());
@@ -49,7 +64,8 @@ async fn a_router_hears_the_last_value_and_every_one_after_it() {
 
 #[tokio::test]
 async fn the_router_tells_its_connectivity_in_pieces_too() {
-    let url = url("tells");
+    let place = Place::new("tells");
+    let url = place.url();
     let mut server = Server::start(&url).await.unwrap();
     let mut heard = server.connectivity();
     let mut router = UnixStream::connect(path_of(&url).unwrap()).await.unwrap();
@@ -67,7 +83,8 @@ async fn the_router_tells_its_connectivity_in_pieces_too() {
 
 #[tokio::test]
 async fn a_bad_line_ends_the_connection() {
-    let url = url("bad");
+    let place = Place::new("bad");
+    let url = place.url();
     let _server = Server::start(&url).await.unwrap();
     let version_2 = br#"{"version":2,"connectivity":{"ipv4":true,"ipv6":true}}"#;
     for bad in [&b"hello"[..], version_2, &vec![b' '; MAX_LINE + 10]] {
@@ -80,7 +97,8 @@ async fn a_bad_line_ends_the_connection() {
 
 #[tokio::test]
 async fn a_socket_of_the_dead_is_replaced_and_one_of_the_living_is_not() {
-    let url = url("taken");
+    let place = Place::new("taken");
+    let url = place.url();
     let path = path_of(&url).unwrap();
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
