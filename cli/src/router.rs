@@ -85,7 +85,7 @@ pub struct Args {
     adopt: Option<u64>,
     /// Socket that `martlet show` asks; empty: none [default: /run/martlet/router.sock]
     #[arg(long, env = "MARTLET_CONTROL_SOCKET", value_name = "PATH")]
-    control_socket: Option<PathBuf>,
+    control_socket: Option<String>,
     /// Where Prometheus asks (NFE_METRICS_ENABLED, NFE_METRICS_PORT) [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
@@ -142,7 +142,7 @@ impl Args {
         options.metrics = self.metrics.or(options.metrics);
         options.health_needs_egress |= self.health_needs_egress;
         if let Some(path) = self.control_socket {
-            options.control_socket = (!path.as_os_str().is_empty()).then_some(path);
+            options.control_socket = (!path.is_empty()).then(|| path.into());
         }
         if let Some(address) = self.health {
             let parsed = (!address.is_empty()).then(|| address.parse()).transpose();
