@@ -1,5 +1,7 @@
 //! Does what the plan says, and reports what became of each object. Knows nothing of why.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
@@ -14,6 +16,8 @@ use crate::world::Rights;
 
 /// Requests that may be under way at once.
 const AT_ONCE: usize = 8;
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of the actions.
 #[derive(Debug, Default)]
@@ -29,7 +33,11 @@ pub async fn act(client: &Client, namespace: &str, actions: Vec<Action>) -> Done
     let mut done = Done::default();
     let mut results = futures::stream::iter(actions)
         .map(|action| async move {
-            let result = one(client, namespace, &action).await;
+            // A server that takes a request and says nothing must not hold up the others for ever.
+            let result = match tokio::time::timeout(PATIENCE, one(client, namespace, &action)).await {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+            };
             (action, result)
         })
         .buffered(AT_ONCE);

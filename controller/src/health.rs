@@ -57,3 +57,33 @@ pub async fn serve(address: SocketAddr, health: Health, tasks: &mut JoinSet<()>)
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_lives_at_once_and_is_ready_when_told() {
+        // A free port: nobody else takes it in the moment between.
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let (health, mut tasks) = (Health::default(), JoinSet::new());
+        serve(address, health.clone(), &mut tasks).await.unwrap();
+        let channel =
+            tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let mut client = HealthClient::new(channel);
+        let mut ask = async |service: &str| {
+            let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
+            answer.map(|answer| answer.into_inner().status().as_str_name() == "SERVING")
+        };
+        assert!(ask("").await.unwrap());
+        for ready in [true, false, true] {
+            health.ready(ready);
+            while ask(READINESS).await.ok() != Some(ready) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        }
+    }
+}

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::conditions::{Say, conditions, sort};
 use crate::deployment::{self, Settings, budget, holds, name_of, selector_of};
-use crate::endpoints::{Endpoints, MANAGER, endpoint_slices};
+use crate::endpoints::{DUMMY_SELECTOR, Endpoints, MANAGER, endpoint_slices};
 use crate::gateway::{Deployed, Known, gateway_status};
 use crate::networks::{Networks, STATUS};
 use crate::notes::{self, Note};
@@ -65,13 +65,14 @@ pub struct Plan {
 pub fn plan(world: &World, settings: &Settings, per_slice: usize, now: &Time) -> Plan {
     let mut plan = Plan::default();
     let mut wanted = Wanted::default();
+    let pods = Labelled::new(world);
     let mut told = accept::unattached(&world.objects, &world.namespace);
     for (name, gateway) in world.objects.gateways.iter().filter(|(name, _)| name.namespace == world.namespace) {
         if !accept::ours(&world.objects, gateway) || gateway.metadata.deletion_timestamp.is_some() {
             continue;
         }
         let view = accept::view(&world.objects, name);
-        of_gateway(world, settings, per_slice, gateway, &view, now, &mut wanted, &mut plan);
+        of_gateway(world, &pods, settings, per_slice, gateway, &view, now, &mut wanted, &mut plan);
         told.extend(view.conditions);
     }
     remove_what_is_not_wanted(world, &wanted, &mut plan);
@@ -99,6 +100,7 @@ struct Wanted {
 #[expect(clippy::too_many_arguments, reason = "whole values; bundled they would only be unbundled again")]
 fn of_gateway(
     world: &World,
+    labelled: &Labelled<'_>,
     settings: &Settings,
     per_slice: usize,
     gateway: &Gateway,
@@ -111,9 +113,9 @@ fn of_gateway(
     let extra = world.gateways.get(&view.gateway).unwrap_or(&default);
     let annotations = gateway.spec.infrastructure.as_ref().and_then(|i| i.annotations.clone()).unwrap_or_default();
     let networks = Networks::parse(&annotations, &world.namespace);
-    let services = of_services(world, per_slice, view, networks.as_ref().ok(), wanted, plan);
+    let services = of_services(world, labelled, per_slice, view, networks.as_ref().ok(), wanted, plan);
     let (deployed, parameters) = of_deployment(world, settings, gateway, wanted, plan);
-    let pods = load_balancers(world, &view.gateway.name);
+    let pods = load_balancers(labelled, &view.gateway.name);
     let unattached = networks.as_ref().map(|networks| unattached(&pods, networks)).unwrap_or_default();
     if settings.gates && world.rights.gates && world.rights.states {
         for pod in &pods {
@@ -148,6 +150,7 @@ struct Services {
 /// The slices of the Services of a Gateway.
 fn of_services(
     world: &World,
+    labelled: &Labelled<'_>,
     per_slice: usize,
     view: &View,
     networks: Option<&Networks>,
@@ -164,7 +167,7 @@ fn of_services(
             continue;
         }
         let existing = slices_of(world, service);
-        let pods = world.pods.values().map(AsRef::as_ref);
+        let pods = labelled.candidates(object.spec.as_ref().and_then(|spec| spec.selector.as_ref()));
         let Endpoints { slices, over_capacity, malformed, .. } =
             endpoint_slices(object, &view.gateway.name, pods, networks, &existing, per_slice);
         for (name, slice) in slices {
@@ -315,10 +318,36 @@ fn pods_of(deployment: &Deployment) -> Deployed {
 }
 
 /// The load-balancer pods of a Gateway.
-fn load_balancers<'a>(world: &'a World, gateway: &str) -> Vec<&'a Pod> {
+fn load_balancers<'a>(labelled: &Labelled<'a>, gateway: &str) -> Vec<&'a Pod> {
     let selector = selector_of(gateway);
     let selected = |pod: &&Pod| selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
-    world.pods.values().map(AsRef::as_ref).filter(selected).collect()
+    labelled.candidates(Some(&selector)).filter(selected).collect()
+}
+
+/// Pods by label and its value: thousands of Pods need not be looked at for each of hundreds of Services.
+struct Labelled<'a>(BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a Pod>>>);
+
+impl<'a> Labelled<'a> {
+    fn new(world: &'a World) -> Self {
+        let mut labelled = BTreeMap::<_, BTreeMap<_, Vec<_>>>::new();
+        for pod in world.pods.values() {
+            for (key, value) in pod.labels() {
+                labelled.entry(key.as_str()).or_default().entry(value.as_str()).or_default().push(&**pod);
+            }
+        }
+        Self(labelled)
+    }
+
+    /// All Pods that `selector` may select, and perhaps others: those with the rarest of its labels.
+    fn candidates(&self, selector: Option<&BTreeMap<String, String>>) -> impl Iterator<Item = &'a Pod> + use<'_, 'a> {
+        let labels = selector.into_iter().flatten().filter(|(key, _)| *key != DUMMY_SELECTOR);
+        let pods = labels.map(|(key, value)| self.with(key, value));
+        pods.min_by_key(|pods| pods.len()).unwrap_or_default().iter().copied()
+    }
+
+    fn with(&self, key: &str, value: &str) -> &[&'a Pod] {
+        self.0.get(key).and_then(|values| values.get(value)).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Load-balancer pods that run without an address where the endpoints are.
@@ -414,14 +443,16 @@ fn remove_what_is_not_wanted(world: &World, wanted: &Wanted, plan: &mut Plan) {
 }
 
 fn tell_routes_and_routers(world: &World, told: &BTreeSet<Condition>, wanted: &Wanted, now: &Time, plan: &mut Plan) {
-    let found = |kind: &str, name: &ObjectName| -> Vec<&Condition> {
-        told.iter().filter(|told| &*told.kind == kind && told.object == *name).collect()
-    };
+    let mut by_object = BTreeMap::<_, Vec<_>>::new();
+    for told in told {
+        by_object.entry((&*told.kind, &told.object)).or_default().push(told);
+    }
+    let found = |kind: &'static str, name| by_object.get(&(kind, name)).map_or(&[][..], Vec::as_slice);
     if world.rights.route_status {
         for (name, route) in world.objects.routes.iter().filter(|(name, _)| name.namespace == world.namespace) {
             let service = route.spec.backend_refs.first().map(|backend| backend.name.as_str()).unwrap_or_default();
             let over_capacity = wanted.over_capacity.get(service);
-            let status = l34route_status(route, &found("L34Route", name), over_capacity, now);
+            let status = l34route_status(route, found("L34Route", name), over_capacity, now);
             let mut old = route.status.clone().unwrap_or_default();
             old.parents.iter_mut().for_each(|parent| sort(&mut parent.conditions));
             if status != old {
@@ -438,7 +469,7 @@ fn tell_routes_and_routers(world: &World, told: &BTreeSet<Condition>, wanted: &W
             let found = found("GatewayRouter", name);
             let gateway = router.labels().get(GATEWAY_LABEL);
             let states = world.states.values().map(AsRef::as_ref).filter(|state| Some(&state.spec.gateway) == gateway);
-            let mut told = gateway_router_status(router, &found, states, now);
+            let mut told = gateway_router_status(router, found, states, now);
             if found.is_empty() {
                 // It belongs to a Gateway of someone else's class.
                 told = GatewayRouterStatus::default();

@@ -91,8 +91,9 @@ pub async fn run(mut options: Options) -> Result<()> {
         let known = tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
-            known = rights(&client, &options.namespace) => known,
+            known = tokio::time::timeout(RETRY_MOST, rights(&client, &options.namespace)) => known,
         };
+        let Ok(known) = known else { continue };
         match known {
             Ok(rights) => with_rights(&client, &options, rights, &health).await,
             Err(error) => {
@@ -182,7 +183,11 @@ impl Reconciler {
                 () = tokio::time::sleep_until(at.into()), if due.is_some() => {
                     due = None;
                     if *leading.borrow() && self.all_synced() {
-                        due = self.reconcile().await;
+                        tokio::select! {
+                            biased;
+                            () = stopped(&mut stop) => return,
+                            again = self.reconcile() => due = again,
+                        }
                     }
                 }
                 Some(change) = changes.recv() => {
@@ -192,9 +197,12 @@ impl Reconciler {
                     health.ready(self.all_synced() && self.broken.is_empty());
                 }
                 _ = ask_rights.tick() => {
-                    match rights(&self.client, &self.world.namespace).await {
-                        Ok(rights) if rights != self.world.rights => return,
-                        _ => {}
+                    let rights = tokio::time::timeout(RETRY_MOST, rights(&self.client, &self.world.namespace));
+                    if let Ok(Ok(rights)) = rights.await
+                        && rights != self.world.rights
+                    {
+                        tracing::info!("rights have changed");
+                        return;
                     }
                 }
             }

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use martlet_controller::deployment::Settings;
 use martlet_controller::plan::{Action, Plan, plan};
 use martlet_controller::world::{Kind, Rights, World};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const CLASS: &str = "meridio-experiment/stateless-load-balancer";
@@ -445,4 +446,116 @@ fn other_namespaces_are_untouched() {
     let mut server = Server::seed();
     server.world.namespace = Arc::from("tenant");
     assert_eq!(server.plan().actions, []);
+}
+
+/// What a user, or the cluster, does.
+#[derive(Clone, Debug)]
+enum Step {
+    Gateway(bool),
+    Service(u8),
+    Route(u8, u8, u8),
+    Router(u8),
+    Pod(u8),
+    LoadBalancer(u8),
+    State(u8, bool),
+    Gone(usize),
+    Scaled(i32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        any::<bool>().prop_map(Step::Gateway),
+        (0_u8..3).prop_map(Step::Service),
+        (0_u8..6, 0_u8..4, 1_u8..5).prop_map(|(route, service, vip)| Step::Route(route, service, vip)),
+        (0_u8..3).prop_map(Step::Router),
+        (1_u8..12).prop_map(Step::Pod),
+        (1_u8..3).prop_map(Step::LoadBalancer),
+        (1_u8..3, any::<bool>()).prop_map(|(pod, up)| Step::State(pod, up)),
+        any::<usize>().prop_map(Step::Gone),
+        (1_i32..5).prop_map(Step::Scaled),
+    ]
+}
+
+impl Server {
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Gateway(whole) => {
+                let annotations = if *whole { json!({}) } else { json!({"annotations": {}}) };
+                self.gateway("sllb-a", &annotations);
+            }
+            Step::Service(n) => {
+                self.service(&format!("service-{n}"), &json!({"meridio-experiment/service-max-endpoints": "8"}))
+            }
+            Step::Route(n, service, vip) => {
+                self.route(
+                    &format!("route-{n}"),
+                    "sllb-a",
+                    &format!("service-{service}"),
+                    &[&format!("20.0.0.{vip}/32")],
+                );
+            }
+            Step::Router(n) => self.router(&format!("router-{n}"), &format!("169.254.100.{n}")),
+            Step::Pod(n) => self.pod(*n),
+            Step::LoadBalancer(n) if self.world.deployments.contains_key("sllbr-sllb-a") => {
+                self.load_balancer(&format!("sllbr-{n}"), &format!("10.0.0.10{n}"));
+            }
+            Step::State(n, up) => self.state(&format!("sllbr-{n}"), if *up { "Established" } else { "Idle" }, *up),
+            Step::Gone(which) => {
+                let all: Vec<_> = Kind::ALL.into_iter().flat_map(|kind| self.names(kind)).collect();
+                if let Some((kind, name)) = all.get(which % all.len().max(1)) {
+                    self.world.gone(*kind, "ns", name);
+                }
+            }
+            Step::Scaled(replicas) => {
+                if let Some(mut deployment) = self.object(&json!("Deployment"), "sllbr-sllb-a") {
+                    deployment["kind"] = json!("Deployment");
+                    deployment["spec"]["replicas"] = json!(replicas);
+                    deployment["metadata"]["managedFields"] =
+                        json!([{"manager": "autoscaler", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
+                    self.put(deployment);
+                }
+            }
+            Step::LoadBalancer(_) => {}
+        }
+    }
+
+    fn names(&self, kind: Kind) -> Vec<(Kind, String)> {
+        let objects = &self.world.objects;
+        let of = |names: Vec<&str>| names.into_iter().map(|name| (kind, name.to_owned())).collect();
+        match kind {
+            Kind::Gateway => of(objects.gateways.keys().map(|name| &*name.name).collect()),
+            Kind::Service => of(objects.services.keys().map(|name| &*name.name).collect()),
+            Kind::L34Route => of(objects.routes.keys().map(|name| &*name.name).collect()),
+            Kind::GatewayRouter => of(objects.routers.keys().map(|name| &*name.name).collect()),
+            Kind::Slice => of(objects.slices.keys().map(|name| &*name.name).collect()),
+            Kind::Pod => of(self.world.pods.keys().map(String::as_str).collect()),
+            Kind::Deployment => of(self.world.deployments.keys().map(String::as_str).collect()),
+            Kind::RouterState => of(self.world.states.keys().map(String::as_str).collect()),
+            _ => Vec::new(),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_happens_in_whatever_order_it_settles(steps in prop::collection::vec(step(), 1..40)) {
+        let mut server = Server::new();
+        for step in &steps {
+            server.step(step);
+            // That it settles is asserted inside.
+            server.settle();
+            let gateway = server.world.objects.gateways.contains_key(&server.world.name("sllb-a"));
+            let services: Vec<_> = server.world.objects.services.keys().map(|name| name.name.to_string()).collect();
+            for slice in server.world.objects.slices.values() {
+                let service = &slice.metadata.labels.as_ref().unwrap()["kubernetes.io/service-name"];
+                prop_assert!(gateway && services.contains(service), "a slice of {} is left", service);
+            }
+            prop_assert!(!gateway || server.world.deployments.contains_key("sllbr-sllb-a"));
+            for (name, route) in &server.world.objects.routes {
+                prop_assert!(route.status.as_ref().is_some_and(|status| !status.parents.is_empty()), "{} is told nothing", name);
+            }
+        }
+    }
 }

@@ -56,7 +56,9 @@ fn main() -> ExitCode {
         .filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(f.as_str())))
         .collect();
     if std::env::args().any(|argument| argument == "--list") {
-        wanted.iter().for_each(|(name, _)| println!("{name}: test"));
+        for (name, _) in &wanted {
+            println!("{name}: test");
+        }
         return ExitCode::SUCCESS;
     }
     let lab = match Lab::new(End::Remove) {

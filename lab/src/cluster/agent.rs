@@ -176,7 +176,7 @@ impl<'c, 'lab> Agent<'c, 'lab> {
             environment.insert("MARTLET_CONFIG_DIR".to_owned(), self.mirror.to_string_lossy().into_owned());
             environment.insert("MARTLET_DRAIN".to_owned(), "1".to_owned());
         }
-        let mut running = Running::new(pod, namespace, dir, attachments, &self.images, &environment)?;
+        let mut running = Running::new(pod, namespace, &dir, attachments, &self.images, &environment)?;
         running.tend(self.cluster.lab())?;
         Ok(running)
     }

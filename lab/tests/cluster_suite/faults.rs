@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kube::ResourceExt as _;
 use martlet_lab::cluster::Cluster;
 use serde_json::{Value, json};
 
@@ -211,7 +210,7 @@ pub fn of_many_pods_a_change_touches_one_slice(cluster: &mut Cluster<'_>) -> Res
         let sizes: Vec<_> = slices.iter().map(|slice| slice.endpoints.len()).collect();
         ensure!(sizes == [100, 20], "{sizes:?}");
         let versions = |all: &[k8s_openapi::api::discovery::v1::EndpointSlice]| -> Vec<_> {
-            all.iter().map(|slice| slice.resource_version()).collect()
+            all.iter().map(kube::ResourceExt::resource_version).collect()
         };
         let before = versions(&slices);
         let start = Instant::now();

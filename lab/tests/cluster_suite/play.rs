@@ -339,7 +339,7 @@ pub fn router(name: &str, address: &str) -> Value {
         "apiVersion": "meridio.experiment.gateway.api.poc/v1alpha1", "kind": "GatewayRouter",
         "metadata": {"name": name, "labels": {"service.kubernetes.io/service-proxy-name": "sllb-a"}},
         "spec": {"address": address, "interface": "vlan-100",
-                 "bgp": {"localASN": 8103, "remoteASN": 4248829953_i64, "bfd": {"switch": true}}},
+                 "bgp": {"localASN": 8103, "remoteASN": 4_248_829_953_i64, "bfd": {"switch": true}}},
     })
 }
 

@@ -1,4 +1,4 @@
-//! The whole way: the example's objects -> Deployment -> ReplicaSet -> Pods in namespaces -> a real gateway -> traffic, and back.
+//! The whole way: the example's objects -> Deployment -> `ReplicaSet` -> Pods in namespaces -> a real gateway -> traffic, and back.
 //!
 //! ```text
 //!  client ------ gateway (FRR) ------ bridge vlan100 ------ load-balancer pods ------ bridge internal ------ target pods
@@ -28,7 +28,7 @@ use super::play::{Roles, Tenant};
 
 const VIPS: [&str; 2] = ["20.0.0.1", "2000::1"];
 /// A pod is made, peers, hears its endpoints: on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is outside of the cluster.

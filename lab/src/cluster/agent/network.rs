@@ -4,6 +4,7 @@
 //! may lack it), `tuning` (sysctls). Addresses come from the ranges of `ipam`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
@@ -161,8 +162,10 @@ pub fn own(pod: &Namespace, vips: &str) -> Result<()> {
 pub fn route_back(pod: &Namespace, hops: &BTreeSet<IpAddr>, round: u32) -> Result<()> {
     let metric = |round: u32| 1_000_000 - round;
     for ipv4 in [true, false] {
-        let of_family: String =
-            hops.iter().filter(|hop| hop.is_ipv4() == ipv4).map(|hop| format!(" nexthop via {hop}")).collect();
+        let mut of_family = String::new();
+        for hop in hops.iter().filter(|hop| hop.is_ipv4() == ipv4) {
+            let _ = write!(of_family, " nexthop via {hop}");
+        }
         let run = |command: &str| if ipv4 { pod.ip(command) } else { pod.ip6(command) };
         if !of_family.is_empty() {
             run(&format!("route add default table 5000 metric {}{of_family}", metric(round)))?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -53,13 +53,13 @@ impl Running {
     pub fn new(
         pod: &Pod,
         namespace: Namespace,
-        dir: PathBuf,
+        dir: &Path,
         attachments: Vec<Attachment>,
         images: &BTreeMap<String, Vec<String>>,
         environment: &BTreeMap<String, String>,
     ) -> Result<Self> {
         let spec = pod.spec.as_ref().context("a Pod without spec")?;
-        let containers = spec.containers.iter().map(|container| prepare(pod, container, &dir, images, environment));
+        let containers = spec.containers.iter().map(|container| prepare(pod, container, dir, images, environment));
         Ok(Self {
             name: pod.name_any(),
             namespace,
