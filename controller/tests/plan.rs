@@ -484,7 +484,7 @@ impl Server {
                 self.gateway("sllb-a", &annotations);
             }
             Step::Service(n) => {
-                self.service(&format!("service-{n}"), &json!({"meridio-experiment/service-max-endpoints": "8"}))
+                self.service(&format!("service-{n}"), &json!({"meridio-experiment/service-max-endpoints": "8"}));
             }
             Step::Route(n, service, vip) => {
                 self.route(
