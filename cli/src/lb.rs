@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use martlet_api::view::ObjectName;
+use martlet_lb::engine::{FragmentMode, Policy};
+use martlet_lb::offload::Engine;
 use martlet_lb::queue::{Loop, Settings};
 use martlet_lb::run::{self, Options};
 
@@ -12,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   martlet lb --config-dir /etc/martlet --gateway sllb-a
   martlet lb --config-dir /etc/martlet --gateway sllb-a --internal-interface net1 --queues 0:3
+  martlet lb --config-dir /etc/martlet --gateway sllb-a --engine auto --reject --liveness
   martlet lb --clean                      remove what a load balancer left in the kernel";
 
 /// The flags.
@@ -33,6 +36,22 @@ pub struct Args {
     /// Socket that the router connects to.
     #[arg(long, env = "NFE_LB_SOCKET", default_value = martlet_api::readiness::DEFAULT_SOCKET, value_name = "URL")]
     socket: String,
+    /// Who chooses endpoints: queue (threads), kernel (nftables, as far as it can), auto (the kernel unless that is too much).
+    #[arg(long, env = "MARTLET_ENGINE", default_value = "queue", value_name = "ENGINE")]
+    engine: Engine,
+    /// Tell the sender (TCP reset, ICMP) when there is no route or no endpoint, instead of dropping silently.
+    #[arg(long, env = "MARTLET_REJECT")]
+    reject: bool,
+    /// How the fragments of one datagram find one endpoint: table (later ones follow the first), addresses (ports do not
+    /// count, so that replicas which get one fragment each agree), kernel (put together before they are queued).
+    #[arg(long, env = "MARTLET_FRAGMENTS", default_value = "table", value_name = "MODE")]
+    fragments: FragmentMode,
+    /// Choose as nfqlb does, for a rolling migration: all replicas of a Gateway alike.
+    #[arg(long, env = "MARTLET_NFQLB")]
+    nfqlb: bool,
+    /// Take endpoints that do not answer on their link out of the tables, before Kubernetes says so.
+    #[arg(long, env = "MARTLET_LIVENESS")]
+    liveness: bool,
     /// First and last nfqueue, a thread each; otherwise one for each CPU, at most four.
     #[arg(long, env = "MARTLET_QUEUES", value_name = "FIRST:LAST", value_parser = queues)]
     queues: Option<(u16, u16)>,
@@ -45,7 +64,7 @@ pub struct Args {
     /// Loop of the queue threads: own, nfq.
     #[arg(long, env = "MARTLET_QUEUE_LOOP", default_value = "own", value_name = "LOOP")]
     queue_loop: Loop,
-    /// Let packets pass unmarked while no thread listens, instead of dropping them in the queue.
+    /// While no thread listens nftables chooses, as far as it can, instead of the queue dropping everything.
     #[arg(long, env = "MARTLET_QUEUE_BYPASS")]
     bypass: bool,
     /// Pick the queue by the CPU of a packet instead of the hash of its addresses.
@@ -93,6 +112,9 @@ impl Args {
             internal_interface: self.internal_interface.map(Into::into),
             socket: self.socket,
             queue,
+            engine: self.engine,
+            policy: Policy { reject: self.reject, fragments: self.fragments, nfqlb: self.nfqlb },
+            liveness: self.liveness,
             bypass: self.bypass,
             fanout: self.fanout,
             drain: Duration::from_secs(self.drain),
