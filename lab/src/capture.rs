@@ -51,6 +51,11 @@ impl Capture {
         Ok(Self { name, path, offset: 0, decoder: Decoder::new(bgp_port), process })
     }
 
+    /// The file that it writes.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
     /// Everything seen so far.
     ///
     /// # Errors

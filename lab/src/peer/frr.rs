@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Gateway, Neighbor};
+use super::{Gateway, Heard, LARGE, MED, Neighbor, Peer, Run, as_numbers};
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -39,6 +39,8 @@ impl Frr {
     /// A daemon does not start, or refuses the configuration.
     pub fn start(lab: &Lab, namespace: &Namespace, config: &Path, bgp_port: u16, peer_group: &str) -> Result<Self> {
         let state = Path::new(STATE).join(namespace.name());
+        // The sockets of one that was killed look like those of one that listens.
+        let _ = fs::remove_dir_all(&state);
         fs::create_dir_all(&state).with_context(|| format!("make {}", state.display()))?;
         let (user, group) = (id_of("/etc/passwd", "frr")?, id_of("/etc/group", "frr")?);
         std::os::unix::fs::chown(&state, Some(user), Some(group))?;
@@ -164,6 +166,134 @@ impl Gateway for Frr {
         ["show bgp summary", "show bgp ipv4 unicast", "show bgp ipv6 unicast", "show bfd peers"]
             .map(|command| format!("vtysh -N {name} -c '{command}'"))
             .into()
+    }
+}
+
+/// FRR with one neighbour.
+#[derive(Debug)]
+pub struct Speaker {
+    frr: Frr,
+    run: Run,
+}
+
+impl Speaker {
+    pub(crate) fn start(lab: &Lab, run: Run) -> Result<Self> {
+        let config = run.file("frr.conf", &configuration(&run))?;
+        let frr = Frr::start(lab, &run.namespace, &config, run.setup.port, "")?;
+        Ok(Self { frr, run })
+    }
+
+    fn family(&self) -> &'static str {
+        self.run.setup.family()
+    }
+
+    fn neighbor(&self) -> Result<Value> {
+        let address = self.run.setup.neighbor.to_string();
+        let all = self.frr.show("show bgp neighbors json")?;
+        all.get(&address).cloned().with_context(|| format!("FRR has no neighbor {address}"))
+    }
+
+    fn router(&self) -> String {
+        format!("router bgp {}", self.run.setup.local_as)
+    }
+}
+
+fn configuration(run: &Run) -> String {
+    let setup = &run.setup;
+    let (neighbor, hold) = (setup.neighbor, setup.hold_time_s);
+    let mut lines = vec!["frr defaults datacenter".to_owned()];
+    if setup.bfd {
+        lines.push("bfd\n profile lab\n  receive-interval 300\n  transmit-interval 300\n  detect-multiplier 3".into());
+        lines.push(" exit\nexit".into());
+    }
+    lines.push(format!("route-map TAG permit 10\n set metric {MED}\n set large-community {LARGE}"));
+    if !setup.internal() {
+        lines.push(format!(" set as-path prepend {0} {0}", setup.local_as));
+    }
+    lines.push(format!("exit\nrouter bgp {}", setup.local_as));
+    for line in ["bgp router-id 10.1.0.2", "no bgp ebgp-requires-policy", "no bgp default ipv4-unicast"] {
+        lines.push(format!(" {line}"));
+    }
+    lines.push(" no bgp network import-check".into());
+    if setup.graceful {
+        lines.push(" bgp graceful-restart\n bgp graceful-restart preserve-fw-state".into());
+    }
+    lines.push(format!(" neighbor {neighbor} remote-as {}", setup.remote_as));
+    lines.push(format!(" neighbor {neighbor} port {}", setup.port));
+    lines.push(format!(" neighbor {neighbor} timers {} {hold}", hold / 3));
+    lines.push(format!(" neighbor {neighbor} timers connect 1"));
+    if let Some(password) = &setup.password {
+        lines.push(format!(" neighbor {neighbor} password {password}"));
+    }
+    if setup.bfd {
+        lines.push(format!(" neighbor {neighbor} bfd\n neighbor {neighbor} bfd profile lab"));
+    }
+    lines.push(format!(" address-family {} unicast\n  neighbor {neighbor} activate", setup.family()));
+    lines.push(format!("  network {}", setup.announce));
+    if let Some(tagged) = setup.tagged {
+        lines.push(format!("  network {tagged} route-map TAG"));
+    }
+    lines.push(" exit-address-family\nexit\n".into());
+    lines.join("\n")
+}
+
+impl Peer for Speaker {
+    fn title(&self) -> String {
+        self.frr.title()
+    }
+
+    fn established(&self) -> Result<bool> {
+        Ok(self.neighbor()?.get("bgpState").and_then(Value::as_str) == Some("Established"))
+    }
+
+    fn received(&self) -> Result<BTreeMap<IpNet, Heard>> {
+        let mut heard = BTreeMap::new();
+        for prefix in self.frr.learned()?.into_keys() {
+            let shown = self.frr.show(&format!("show bgp {} unicast {prefix} json", self.family()))?;
+            let Some(path) = shown.pointer("/paths/0") else { continue };
+            let text = |pointer: &str| path.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let large = text("/largeCommunity/string").split_whitespace().map(str::to_owned).collect();
+            let route = Heard {
+                as_path: as_numbers(text("/aspath/string")),
+                next_hop: text("/nexthops/0/ip").parse().ok(),
+                large,
+            };
+            heard.insert(prefix, route);
+        }
+        Ok(heard)
+    }
+
+    fn withdraw(&self) -> Result<()> {
+        let family = format!("address-family {} unicast", self.family());
+        self.frr.configure(&[&self.router(), &family, &format!("no network {}", self.run.setup.announce)])
+    }
+
+    fn refresh(&self) -> Result<()> {
+        let clear = format!("clear bgp {} {} soft in", self.family(), self.run.setup.neighbor);
+        self.frr.vtysh(&["-c", &clear]).map(drop)
+    }
+
+    fn shut_down(&self, text: &str) -> Result<bool> {
+        let command = format!("neighbor {} shutdown message {text}", self.run.setup.neighbor);
+        self.frr.configure(&[&self.router(), &command])?;
+        Ok(true)
+    }
+
+    fn reasons(&self) -> Result<String> {
+        let log = self.frr.daemons.last().map(Process::log).unwrap_or_default();
+        Ok(log.lines().filter(|line| line.contains("NOTIFICATION")).collect::<Vec<_>>().join("\n"))
+    }
+
+    fn reset(&self) -> Result<()> {
+        self.frr.vtysh(&["-c", &format!("clear bgp {}", self.run.setup.neighbor)]).map(drop)
+    }
+
+    fn bfd_up(&self) -> Result<bool> {
+        Ok(self.frr.neighbors()?.get(&self.run.setup.neighbor).is_some_and(|one| one.bfd_up == Some(true)))
+    }
+
+    fn processes(&self) -> &[Process] {
+        &self.frr.daemons
     }
 }
 
