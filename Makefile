@@ -10,7 +10,7 @@ LAB := $(TARGET)/lab
 export MARTLET_BIN ?= $(LAB)/martlet
 export MARTLET_LAB_BIN ?= $(LAB)/martlet-lab
 
-.PHONY: help setup build demo test test-unit lint lab-tests bench deny clean
+.PHONY: help setup setup-unit build demo test test-unit lint lab-tests interop cluster sim bench deny clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ build: ## the binaries that labs run (target/lab)
 demo: setup build ## the main job on real input: FRR gateway, router, lb, applications in namespaces [KEEP=1]
 	@$(LAB)/martlet-lab demo $(if $(KEEP),--keep)
 
-test: setup lint test-unit lab-tests ## everything that proves correctness; what CI calls
+test: setup lint test-unit lab-tests cluster sim ## everything that proves correctness; what CI calls
 
 test-unit: setup-unit ## what needs no peer and no lab
 	@$(CARGO) test --locked --workspace --exclude martlet-lab
@@ -38,7 +38,18 @@ lint: setup-unit ## format, clippy, documentation
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 lab-tests: setup build ## the demo and the labs as tests, against real peers
-	@$(CARGO) test --locked --profile lab -p martlet-lab -- --nocapture --test-threads=1
+	@$(CARGO) test --locked --profile lab -p martlet-lab --lib --test demo --test lab --test bfd --test interop -- --nocapture --test-threads=1
+
+interop: setup build ## the whole matrix against FRR, BIRD, GoBGP, OpenBGPD, ExaBGP -> docs/interop.md
+	@$(LAB)/martlet-lab interop --output docs/interop.md
+
+cluster: setup build ## the suite on a real API server and controller-manager (needs Go >= 1.26)
+	@assets=$$(deploy/lab/kubernetes/build.sh | tail -n 1) && \
+	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked --profile lab -p martlet-lab --test cluster -- --nocapture
+
+sim: setup-unit ## deterministic simulation [SEEDS=2000; 0: until stopped]
+	@$(CARGO) build --locked --profile lab -p martlet-sim
+	@$(LAB)/martlet-sim run --seeds $(or $(SEEDS),2000)
 
 bench: setup build ## figures, beside the peers in the same run [ONLY=router] [QUICK=1]
 	@$(LAB)/martlet-lab bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)

@@ -2,6 +2,7 @@
 //!
 //! It knows flags, environment variables and how a log looks; what the subcommands do is in the libraries.
 
+mod controller;
 mod lb;
 mod lint;
 mod logging;
@@ -30,6 +31,8 @@ enum Command {
     Router(Box<router::Args>),
     /// Spread the packets of VIPs over application pods.
     Lb(Box<lb::Args>),
+    /// Reconcile the Gateways of a namespace: pods, endpoints, status.
+    Controller(Box<controller::Args>),
     /// Speak BGP without Kubernetes: a lab gateway, a looking glass, the subject of a benchmark.
     Speaker(speaker::Args),
     /// Show what a running router knows.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Router(args) => on_runtime(args.run()),
         Command::Lb(args) => on_runtime(args.run()),
+        Command::Controller(args) => on_runtime(args.run()),
         Command::Speaker(args) => on_runtime(args.run()),
         Command::Show(args) => return asked(on_runtime(args.run()).map(|()| ExitCode::SUCCESS)),
         Command::Explain(args) => return asked(on_runtime(args.run())),
