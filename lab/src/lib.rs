@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod bench;
+pub mod bfd;
 pub mod capture;
 pub mod cluster;
 pub mod demo;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use martlet_lab::{app, bench, demo, sweep};
+use martlet_lab::{app, bench, bfd, demo, sweep};
 
 /// Labs in network namespaces: the demo, applications, what was left behind.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Demo(demo::Options),
     /// The application behind a VIP (started by labs).
     App(app::Options),
+    /// BFD sessions without a router (started by labs).
+    Bfd(bfd::Arguments),
     /// Measures, beside others where there are any; writes target/bench.json.
     Bench(bench::Options),
     /// Removes labs that were left up or left behind.
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             .build()
             .map_err(anyhow::Error::from)
             .and_then(|runtime| runtime.block_on(app::serve(options))),
+        Command::Bfd(arguments) => bfd::serve(&arguments),
         Command::Bench(options) => bench::run(&options),
         Command::Clean { name } => sweep::sweep(sweep::Depth::Everything, name.as_deref()).map(|labs| {
             for lab in labs {

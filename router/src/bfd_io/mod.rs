@@ -65,7 +65,7 @@ pub enum Event {
     Changed(Change),
     /// The thread woke this much too late (from 10 ms on).
     Stalled(Duration),
-    /// An interface has no sockets; why.
+    /// An interface has no sockets, or the thread no real-time priority; why.
     Problem(String),
 }
 
@@ -94,12 +94,32 @@ pub struct Statistics {
     pub wakeups: u64,
     /// The worst lateness of a packet: none left later than this after its time.
     pub worst_lateness: Duration,
+    /// How late the packets of each turn were.
+    pub lateness: Lateness,
     /// How often the thread woke more than 2 ms late.
     pub stalls: u64,
     /// The worst of those.
     pub worst_stall: Duration,
     /// Events that nobody fetched in time.
     pub events_dropped: u64,
+}
+
+/// How often something was late, by powers of two of microseconds. Two readings can be subtracted: what was in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lateness {
+    /// The first counts what was less than 1 us late, the next what was less than 2 us, 4 us; the last all that was later.
+    pub buckets: [u64; 24],
+}
+
+impl Lateness {
+    fn count(&mut self, late: Duration) {
+        let micros = u64::try_from(late.as_micros()).unwrap_or(u64::MAX);
+        let bits = usize::try_from(u64::BITS - micros.leading_zeros()).unwrap_or_default();
+        let last = self.buckets.len() - 1;
+        if let Some(count) = self.buckets.get_mut(bits.min(last)) {
+            *count += 1;
+        }
+    }
 }
 
 /// What handle and thread share.
@@ -208,5 +228,20 @@ impl Drop for BfdHandle {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lateness_is_counted_by_powers_of_two_of_microseconds() {
+        let mut lateness = Lateness::default();
+        for micros in [0, 1, 2, 3, 4, 250, u64::MAX] {
+            lateness.count(Duration::from_micros(micros));
+        }
+        let counted: Vec<_> = lateness.buckets.iter().enumerate().filter(|(_, count)| **count > 0).collect();
+        assert_eq!(counted, [(0, &1), (1, &1), (2, &2), (3, &1), (8, &1), (23, &1)]);
     }
 }

@@ -493,6 +493,28 @@ pub(super) fn become_punctual(priority: c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether this thread has a real-time scheduler.
+pub(super) fn is_punctual() -> bool {
+    // SAFETY: takes a number, 0 for this thread.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_FIFO
+}
+
+/// Gives a socket room for `octets` of what waits: beyond the limit of the system if we may, else up to it.
+pub(super) fn make_room(socket: BorrowedFd<'_>, octets: c_int) -> io::Result<()> {
+    let set = |name| {
+        // SAFETY: the value is an int that lives until after the call.
+        unsafe {
+            let value = (&raw const octets).cast();
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, value, len_of::<c_int>())
+        }
+    };
+    if set(libc::SO_RCVBUFFORCE) < 0 && set(libc::SO_RCVBUF) < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn len_of<T>() -> socklen_t {
     size_of::<T>().try_into().unwrap_or(socklen_t::MAX)
 }

@@ -26,10 +26,16 @@ const STALL: Duration = Duration::from_millis(2);
 const TELL_STALL: Duration = Duration::from_millis(10);
 /// How often interfaces that are missing are looked for, and the status is compared although nothing changed its state.
 const REFRESH: Duration = Duration::from_secs(1);
-/// Turns begin no closer to each other than this: what comes meanwhile is read, and what falls due is sent, in one batch.
+/// Turns begin no closer to each other than this: what comes meanwhile is read in one batch.
 const GRAIN: Duration = Duration::from_micros(250);
+/// So long at most does what is due wait for company: it is sent in one batch.
+const COMPANY: Duration = Duration::from_micros(50);
 /// Batches that are read from one socket before another has its turn.
 const TURN: usize = 8;
+/// As many when something is due: after a stall, what proves that the other ends live may be far back in the queue.
+const CATCH_UP: usize = 64;
+
+const FIFO: &str = "SCHED_FIFO";
 
 /// The thread.
 pub(super) struct Loop {
@@ -59,16 +65,16 @@ impl Drop for Loop {
 impl Loop {
     /// Runs until the handle is dropped.
     pub fn run(mut self) {
-        self.statistics.scheduler = match sys::become_punctual(self.options.priority) {
-            Ok(()) => String::from("SCHED_FIFO"),
-            Err(error) => format!("default (SCHED_FIFO: {error})"),
-        };
+        self.become_punctual();
         let mut turn = Instant::ORIGIN;
         loop {
-            let deadline = self.deadline();
+            let deadline = self.sessions.deadline();
             let ready = self.wait(deadline);
             let mut now = sys::now();
-            let rest = GRAIN.saturating_sub(now.since(turn));
+            let mut rest = GRAIN.saturating_sub(now.since(turn));
+            if let Some(deadline) = deadline {
+                rest = rest.min((deadline + COMPANY).since(now));
+            }
             if !rest.is_zero() {
                 sys::pause(rest);
                 now = sys::now();
@@ -90,7 +96,7 @@ impl Loop {
             }
             let due = self.sessions.deadline().is_some_and(|deadline| deadline <= now);
             if due || ready.iter().skip(2).any(|&ready| ready) {
-                self.read();
+                self.read(if due { CATCH_UP } else { TURN });
             }
             if due {
                 self.timeout(late);
@@ -99,21 +105,42 @@ impl Loop {
             if let Some(deadline) = deadline.filter(|_| due) {
                 let lateness = sys::now().since(deadline);
                 self.statistics.worst_lateness = self.statistics.worst_lateness.max(lateness);
+                self.statistics.lateness.count(lateness);
             }
             self.tell_statistics();
         }
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        let refresh_at = (!self.shared.is_idle()).then_some(self.refresh_at);
-        self.sessions.deadline().into_iter().chain(refresh_at).min()
+    fn become_punctual(&mut self) {
+        match sys::become_punctual(self.options.priority) {
+            Ok(()) => self.statistics.scheduler = String::from(FIFO),
+            Err(error) => self.lack_punctuality(&error.to_string()),
+        }
+    }
+
+    fn lack_punctuality(&mut self, why: &str) {
+        self.statistics.scheduler = format!("default ({FIFO}: {why})");
+        self.tell(Event::Problem(format!(
+            "the BFD thread runs without {FIFO} ({why}): packets may be late while the machine is busy; CAP_SYS_NICE gives it"
+        )));
+    }
+
+    /// Whoever takes the priority away while we run (`chrt`, a container runtime) is not seen otherwise.
+    fn check_punctuality(&mut self) {
+        let had = self.statistics.scheduler == FIFO;
+        match (had, sys::is_punctual()) {
+            (true, false) => self.lack_punctuality("taken away"),
+            (false, true) => self.statistics.scheduler = String::from(FIFO),
+            _ => {}
+        }
     }
 
     fn wait(&self, deadline: Option<Instant>) -> Vec<bool> {
         let mut sockets: Vec<BorrowedFd<'_>> = vec![self.wake.as_fd(), self.links.as_fd()];
         sockets.extend(self.sockets.open().values().map(super::sockets::Pair::receive));
         sockets.extend(self.echoes.descriptors());
-        let limit = deadline.map(|deadline| deadline.since(sys::now()));
+        let refresh_at = (!self.shared.is_idle()).then_some(self.refresh_at);
+        let limit = deadline.into_iter().chain(refresh_at).min().map(|at| at.since(sys::now()));
         // A wait that fails would spin: then all sockets are read, and the failure shows as load, not as silence.
         sys::wait(&sockets, limit).unwrap_or_else(|_| vec![true; sockets.len()])
     }
@@ -143,6 +170,7 @@ impl Loop {
 
     fn refresh(&mut self, now: Instant) {
         self.refresh_at = now + REFRESH;
+        self.check_punctuality();
         // With those of sessions that still say AdminDown.
         let places: BTreeSet<Place> = self.sessions.ids().map(Place::of).collect();
         self.sockets.want(places);
@@ -155,10 +183,10 @@ impl Loop {
         self.tell_status();
     }
 
-    /// Reads every socket until it is empty, or has had its turn.
-    fn read(&mut self) {
+    /// Reads every socket until it is empty, or has had its turn of `batches`.
+    fn read(&mut self, batches: usize) {
         for (place, pair) in self.sockets.open() {
-            for _ in 0..TURN {
+            for _ in 0..batches {
                 let Ok(read) = self.inbox.receive(pair.receive()) else {
                     self.statistics.receive_errors += 1;
                     break;
@@ -182,7 +210,7 @@ impl Loop {
             }
         }
         let (sessions, statistics) = (&mut self.sessions, &mut self.statistics);
-        self.echoes.receive(TURN * sys::BATCH, |meta, payload| {
+        self.echoes.receive(batches * sys::BATCH, |meta, payload| {
             statistics.echoes_received += 1;
             sessions.handle(sys::now(), Input::EchoReceived(meta, payload));
         });
