@@ -89,7 +89,7 @@ pub struct Args {
     /// Where Prometheus asks (NFE_METRICS_ENABLED, NFE_METRICS_PORT) [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
-    /// Where probes of grpc.health.v1 ask; empty: nowhere [default: [::]:2225]
+    /// Where probes of grpc.health.v1 ask; empty: nowhere [default: port 2225 of every address]
     #[arg(long, env = "MARTLET_HEALTH", value_name = "ADDRESS:PORT")]
     health: Option<String>,
     /// Readiness needs a gateway router that is Up.
