@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -83,6 +83,8 @@ pub enum Unresolved {
     OffLink(IpAddr, Arc<str>),
     /// It is an address of our own.
     Own(IpAddr),
+    /// It is an IPv4 address in IPv6 clothes: what FRR without zebra sends for an IPv6 route over an IPv4 session.
+    Mapped(Ipv4Addr),
 }
 
 impl fmt::Display for Unresolved {
@@ -92,6 +94,9 @@ impl fmt::Display for Unresolved {
             Self::LinkDown(name) => write!(f, "interface {name} is down or has no carrier"),
             Self::OffLink(hop, name) => write!(f, "{hop} is in no network of interface {name}"),
             Self::Own(hop) => write!(f, "{hop} is our own address"),
+            Self::Mapped(hop) => {
+                write!(f, "::ffff:{hop} is an IPv4-mapped address: the neighbour has no IPv6 address to offer")
+            }
         }
     }
 }
@@ -138,6 +143,11 @@ impl Links {
         multihop: bool,
         weight: u16,
     ) -> Result<NextHop, Unresolved> {
+        if let IpAddr::V6(v6) = hop
+            && let Some(mapped) = v6.to_ipv4_mapped()
+        {
+            return Err(Unresolved::Mapped(mapped));
+        }
         if self.iter().any(|link| link.addresses.iter().any(|net| net.addr() == hop)) {
             return Err(Unresolved::Own(hop));
         }
@@ -345,6 +355,18 @@ mod tests {
         let (links, statics) = (links(true), BTreeSet::new());
         let ways = Ways { intent: &intent, links: &links, statics: &statics };
         let both = Path { link_local: Some("fe80::2".parse().unwrap()), ..path("a", "fd99::2") };
+        assert_eq!(hops(learned("::/0".parse().unwrap(), &[both], &ways).as_ref()), ["fe80::2"]);
+    }
+
+    #[test]
+    fn an_ipv4_mapped_next_hop_leads_nowhere_and_says_so() {
+        let intent = intent(&settings(), &[("a", "10.0.0.2", true)]);
+        let (links, statics) = (links(true), BTreeSet::new());
+        let ways = Ways { intent: &intent, links: &links, statics: &statics };
+        let mapped = path("a", "::ffff:10.0.0.2");
+        assert!(ways.hop(&mapped).unwrap_err().to_string().starts_with("::ffff:10.0.0.2 is an IPv4-mapped address"));
+        assert_eq!(learned("::/0".parse().unwrap(), std::slice::from_ref(&mapped), &ways), None);
+        let both = Path { link_local: Some("fe80::2".parse().unwrap()), ..mapped };
         assert_eq!(hops(learned("::/0".parse().unwrap(), &[both], &ways).as_ref()), ["fe80::2"]);
     }
 

@@ -310,6 +310,26 @@ impl Router {
     }
 
     fn on_bfd(&mut self, now: Instant, sessions: &BTreeMap<SessionId, SessionStatus>) {
+        // Up anew since the last word: the Down in between was not seen, but BGP must end its session by it (RFC 5882
+        // section 4.2). A static gateway is not bounced: it is Up now.
+        let is_anew = |id: &SessionId, after: &SessionStatus| {
+            let up = |status: &SessionStatus| status.state == State::Up;
+            self.bfd.get(id).is_some_and(|before| up(before) && up(after) && before.since != after.since)
+        };
+        let mut between = sessions.clone();
+        for (id, status) in &mut between {
+            if is_anew(id, status) {
+                status.state = State::Down;
+            }
+        }
+        if between != *sessions {
+            self.take_bfd(now, &between);
+            self.drain_speaker(now);
+        }
+        self.take_bfd(now, sessions);
+    }
+
+    fn take_bfd(&mut self, now: Instant, sessions: &BTreeMap<SessionId, SessionStatus>) {
         for (id, status) in sessions {
             let from = self.bfd.get(id).map_or(State::Down, |before| before.state);
             if from != status.state {

@@ -399,6 +399,29 @@ fn a_link_that_loses_its_carrier_takes_connections_and_bfd_along_at_once() {
 }
 
 #[test]
+fn a_bfd_session_that_went_down_and_up_unseen_ends_the_bgp_session_all_the_same() {
+    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+    let up_since = |millis| {
+        BTreeMap::from([(session("10.0.0.2"), SessionStatus { since: at(millis), ..status(State::Up, State::Up) })])
+    };
+    stage.handle(1, &Input::Bfd(&up_since(1)));
+    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
+    stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.handle(3, &Input::Bfd(&up_since(1)));
+    assert!(!stage.outputs.contains(&Output::Close(id)), "nothing has changed");
+    stage.handle(4, &Input::Bfd(&up_since(4)));
+    assert!(stage.outputs.contains(&Output::Close(id)));
+    let told = stage.events.iter().filter_map(|event| match event {
+        Event::Bfd { from, to, .. } => Some((*from, *to)),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    assert_eq!(told, [(State::Down, State::Up), (State::Up, State::Down), (State::Down, State::Up)]);
+}
+
+#[test]
 fn a_neighbor_that_does_not_answer_is_named_with_the_remedies() {
     let mut stage = Stage::new(BTreeSet::new());
     stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
@@ -438,4 +461,28 @@ fn adoption_ends_in_time_although_the_kernel_is_busy() {
     router.handle(at(0), Input::Intent(&intent(&[("gw", "10.0.0.2", supervised())], &["20.0.0.1/32"])));
     router.handle(at(10_000), Input::Timeout);
     assert!(router.deadline().is_none_or(|deadline| deadline > at(10_000)), "no deadline in the past remains");
+}
+
+#[test]
+fn a_session_that_was_down_between_two_looks_ends_the_bgp_session_all_the_same() {
+    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+    stage.bfd(1, &[("10.0.0.2", State::Up, State::Up)]);
+    let id = *connects(&stage).last().expect("an attempt");
+    stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.bfd(3, &[("10.0.0.2", State::Up, State::Up)]);
+    assert!(!stage.outputs.contains(&Output::Close(id)), "nothing has happened");
+    let anew = SessionStatus { since: at(4), ..status(State::Up, State::Up) };
+    stage.handle(5, &Input::Bfd(&[(session("10.0.0.2"), anew)].into()));
+    assert!(stage.outputs.contains(&Output::Close(id)));
+    let seen: Vec<_> = stage
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Bfd { from, to, .. } => Some((*from, *to)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(seen, [(State::Down, State::Up), (State::Up, State::Down), (State::Down, State::Up)]);
 }
