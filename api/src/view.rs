@@ -213,7 +213,7 @@ pub struct Bfd {
     /// Authentication: kind in words (`SimplePassword`, `KeyedMD5`, `MeticulousKeyedMD5`, `KeyedSHA1`,
     /// `MeticulousKeyedSHA1`), key id, the key once its Secret is known.
     pub auth: Option<(Arc<str>, u8, Password)>,
-    /// The hops of RFC 5883 (the least TTL that is accepted is 255 less these); `None`: single hop.
+    /// The hops of RFC 5883 (the least TTL that is accepted is 255 less these; 64 or more: any); `None`: single hop.
     pub multihop_hops: Option<u8>,
 }
 

@@ -280,7 +280,7 @@ impl Intent {
             multiplier: profile.multiplier,
             auth,
             echo: profile.echo,
-            min_ttl: 255 - profile.multihop_hops.unwrap_or(0),
+            min_ttl: least_ttl(profile.multihop_hops),
             ..SessionConfig::default()
         };
         self.bfd.insert(id.clone(), config);
@@ -296,6 +296,16 @@ impl Intent {
                 transport.address == address && &*transport.interface == interface && transport.local_port == port
             })
             .map(|(id, _)| id)
+    }
+}
+
+/// The least TTL that a BFD session accepts. Not every sender over several hops begins with 255 (BIRD begins with 64): whoever
+/// allows as many hops as that asks for no check.
+fn least_ttl(hops: Option<u8>) -> u8 {
+    match hops {
+        None => 255,
+        Some(hops) if hops < 64 => 255 - hops,
+        Some(_) => 1,
     }
 }
 
@@ -461,6 +471,16 @@ mod tests {
         assert_eq!(neighbor.transport.ttl, 1);
         assert_eq!(neighbor.config.families, [Family::Ipv4].into());
         assert_eq!(neighbor.bfd, None, "no bfd in the object: no BFD");
+    }
+
+    #[test]
+    fn bfd_over_several_hops_checks_the_ttl_only_if_the_hops_are_named() {
+        let least = |multihop_hops| {
+            let bfd = Some(view::Bfd { multihop_hops, ..view::Bfd::default() });
+            let object = view(vec![("gw", "10.0.0.1", Protocol::Bgp(Box::new(view::Bgp { bfd, ..bgp() })))]);
+            Intent::new(&object, &Settings::default()).bfd.values().map(|session| session.min_ttl).collect::<Vec<_>>()
+        };
+        assert_eq!((least(None), least(Some(2)), least(Some(64))), (vec![255], vec![253], vec![1]));
     }
 
     #[test]

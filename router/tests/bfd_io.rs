@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// Long enough for a machine that builds something else.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn wait_for(status: &mut watch::Receiver<Status>, holds: impl Fn(&Status) -> bool) {
     let waited = timeout(PATIENCE, status.wait_for(|status| holds(status))).await;
@@ -32,14 +32,14 @@ async fn two_sessions_that_face_each_other_come_up_are_held_down_and_go() {
     handle.set(facing());
     wait_for(&mut status, |status| status.len() == 2 && status.values().all(|session| session.state == State::Up))
         .await;
-    let mut held = facing();
-    for config in held.values_mut().take(1) {
+    let mut one_held = facing();
+    for config in one_held.values_mut().take(1) {
         config.admin_down = true;
     }
-    handle.set(held);
+    handle.set(one_held);
     wait_for(&mut status, |status| {
-        let states: Vec<State> = status.values().map(|session| session.state).collect();
-        states == [State::AdminDown, State::Down]
+        let found: Vec<State> = status.values().map(|session| session.state).collect();
+        found == [State::AdminDown, State::Down]
     })
     .await;
     handle.set(BTreeMap::new());
