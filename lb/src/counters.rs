@@ -63,7 +63,7 @@ impl Reason {
 }
 
 /// Packets and their octets (as the IP header says).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Count {
     /// Packets.
     pub packets: u64,

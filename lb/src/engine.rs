@@ -100,7 +100,7 @@ impl Backend {
 }
 
 /// Where a packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Choice {
     /// The rank of its route: see [`Classifier::names`].
     pub rank: u32,

@@ -70,6 +70,8 @@ struct State {
     draining: bool,
     /// Whether the queue threads answered when they were last asked.
     alive: bool,
+    /// Whether the source has said what exists.
+    synced: bool,
 }
 
 impl Follower {
@@ -107,6 +109,7 @@ impl Follower {
     /// Makes everything follow `objects` and the links.
     pub async fn follow(&mut self, objects: &Objects) {
         let view = accept::view(objects, &self.gateway);
+        self.state.synced = objects.synced;
         let before = Arc::clone(&self.state.targets.tables);
         let next = targets(&view, &self.state.facts.links, &mut self.state.marks, &self.settings, &before);
         self.log(&view, &next);
@@ -222,7 +225,7 @@ impl Follower {
 
     /// All that is known.
     pub fn status(&self) -> Status {
-        let State { view, targets, facts, engine, alive, .. } = &self.state;
+        let State { view, targets, facts, engine, alive, synced, .. } = &self.state;
         Status {
             view: view.clone(),
             targets: targets.clone(),
@@ -232,6 +235,8 @@ impl Follower {
             engine: engine.clone(),
             alive: *alive,
             counters: self.queues.counters(),
+            dead: self.settings.dead.clone(),
+            source_reached: *synced,
         }
     }
 

@@ -19,7 +19,7 @@
 use std::net::IpAddr;
 
 /// What all packets of a flow have in common, in the direction towards the VIP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Flow {
     /// The client.
     pub source: IpAddr,

@@ -4,11 +4,12 @@
 //! another one's), [`packet`] (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: an
 //! endpoint), [`fragment`], [`icmp`] and [`verdict`] (what else a packet needs), [`targets`] (a view of the objects: tables
 //! and marks), [`rules`] (marks: routes, rules and nftables), [`offload`] (the engine's decisions as nftables), [`ready`]
-//! (which VIPs are served), [`counters`] and [`status`] (what is shown).
+//! (which VIPs are served), [`counters`], [`status`] and [`show`] (what is shown).
 //!
 //! At the edge: [`queue`] (nfqueue, one thread a queue), [`readiness`] (the unix socket to the router), [`follow`] (a new
-//! view, and what is done about it in which order), [`run`] (the wiring).
+//! view, and what is done about it in which order), [`control`] (the socket that `martlet show` asks), [`run`] (the wiring).
 
+pub mod control;
 pub mod counters;
 pub mod engine;
 pub mod flow;
@@ -25,6 +26,7 @@ pub mod readiness;
 pub mod ready;
 pub mod rules;
 pub mod run;
+pub mod show;
 pub mod status;
 pub mod targets;
 pub mod verdict;

@@ -92,7 +92,7 @@ pub struct Table {
 }
 
 /// What changes between two tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Moves {
     /// Slots of endpoints that are no longer there: these must move.
     pub must: u32,
@@ -184,6 +184,11 @@ impl Table {
     /// All slots in order; empty if there is no endpoint.
     pub fn slots(&self) -> &[u16] {
         &self.slots
+    }
+
+    /// The endpoint of a slot.
+    pub fn owner(&self, slot: u32) -> Option<u16> {
+        self.slots.get(usize::try_from(slot).ok()?).copied()
     }
 
     /// The slots of one endpoint.

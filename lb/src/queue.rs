@@ -8,6 +8,7 @@
 //! The product's loop is [`own`]: many packets a system call. [`baseline`] is the same with the crate `nfq`, to compare.
 
 pub mod baseline;
+pub mod depth;
 pub mod message;
 pub mod own;
 mod reply;

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use crate::control;
 use crate::engine::{Policy, Tables};
 use crate::follow::{Follower, remove};
 use crate::maglev::Size;
@@ -54,6 +55,8 @@ pub struct Options {
     pub policy: Policy,
     /// Where the whole state is put with every beat and every change, for whoever shows it.
     pub status: Option<watch::Sender<Arc<Status>>>,
+    /// Where `martlet show` and `trace` ask; `None`: nowhere.
+    pub control_socket: Option<PathBuf>,
     /// Slots of each Maglev table, a prime; `None`: by the most endpoints that a Service may have.
     pub table_size: Option<u32>,
 }
@@ -75,6 +78,7 @@ impl Default for Options {
             drain: Duration::from_secs(10),
             policy: Policy::default(),
             status: None,
+            control_socket: None,
             table_size: None,
         }
     }
@@ -121,6 +125,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     let mut follower =
         Follower::new(options.gateway.clone(), settings, (kernel, nft), (options.engine, queue, queues), server);
     follower.look().await?;
+    let seen = serve(&options);
     let mut beats = interval(HEARTBEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The turn that the threads were last asked about, and whether the router still waits for the beat.
@@ -135,20 +140,21 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
             dirty = false;
             let current = Arc::clone(&objects.borrow_and_update());
             follower.follow(&current).await;
-            tell(&options, &follower);
+            tell(seen.as_ref(), &follower);
         }
         tokio::select! {
             biased;
             () = &mut ended, if deadline.is_none() => {
                 tracing::info!(seconds = options.drain.as_secs_f64(), "draining");
                 follower.drain();
+                tell(seen.as_ref(), &follower);
                 deadline = Some(Instant::now() + options.drain);
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
             () = follower.queues.answered(asked), if owed => {
                 owed = false;
                 follower.beat();
-                tell(&options, &follower);
+                tell(seen.as_ref(), &follower);
             }
             event = events.next() => dirty |= on_event(&mut follower, event, &mut conflict).await?,
             () = watch.changed() => {
@@ -164,6 +170,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                 anyhow::ensure!(!follower.queues.has_failed(), "a queue thread ended");
                 if owed {
                     follower.fall_silent(&follower.queues.silent(asked));
+                    tell(seen.as_ref(), &follower);
                 }
                 dirty |= follower.is_incomplete();
                 if options.liveness {
@@ -179,9 +186,22 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     Ok(())
 }
 
+/// The surfaces, and where the state is put for them; `None`: nobody wants to see it. A socket that cannot be had is said,
+/// and missed by nobody but its askers.
+fn serve(options: &Options) -> Option<watch::Sender<Arc<Status>>> {
+    let wanted = options.status.is_some() || options.control_socket.is_some();
+    let status = options.status.clone().or_else(|| wanted.then(|| watch::channel(Arc::default()).0))?;
+    if let Some(path) = &options.control_socket
+        && let Err(error) = control::serve(path, status.subscribe())
+    {
+        tracing::warn!(path = %path.display(), %error, "no control socket: martlet show will not answer");
+    }
+    Some(status)
+}
+
 /// Shows the state to whoever wants to see it.
-fn tell(options: &Options, follower: &Follower) {
-    if let Some(status) = &options.status {
+fn tell(status: Option<&watch::Sender<Arc<Status>>>, follower: &Follower) {
+    if let Some(status) = status {
         status.send_replace(Arc::new(follower.status()));
     }
 }

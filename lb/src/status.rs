@@ -1,13 +1,16 @@
 //! What the load balancer knows, as one whole value: for `show`, `trace`, metrics and health.
 //!
-//! Pure: whoever shows it takes it from the channel in [`crate::run::Options`].
+//! Pure: [`crate::control`], [`crate::metrics`] and [`crate::health`] take it from a channel, and so may another (see
+//! [`crate::run::Options`]). [`crate::show`] makes JSON of it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use martlet_api::readiness::{Families, Readiness};
 use martlet_api::view::View;
+use serde::{Deserialize, Serialize};
 
 use crate::counters::{Counters, Reason};
 use crate::engine::{Backend, Choice};
@@ -35,10 +38,14 @@ pub struct Status {
     pub alive: bool,
     /// What was counted, at most a second ago.
     pub counters: Counters,
+    /// Addresses of endpoints that do not answer on their link.
+    pub dead: BTreeSet<IpAddr>,
+    /// Whether the source has said what exists.
+    pub source_reached: bool,
 }
 
 /// The way of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
     /// Its `L34Route`.
     pub route: Arc<str>,
@@ -54,6 +61,8 @@ pub struct Trace {
     pub way: Option<(IpAddr, Arc<str>)>,
     /// What would move if this endpoint left.
     pub if_leaves: Moves,
+    /// The endpoint that this flow would go to then.
+    pub heir: Option<u16>,
 }
 
 impl Status {
@@ -68,6 +77,7 @@ impl Status {
         let route = tables.classifier().names().get(rank).ok_or(Reason::NoRoute)?;
         let backend = tables.backend(rank).ok_or(Reason::NoEndpoint)?;
         let table = backend.table(flow.destination);
+        let without = table.without(choice.identifier);
         let is_its = |address: &IpAddr| address.is_ipv4() == flow.destination.is_ipv4();
         let hop = self.targets.hops.iter().find(|hop| hop.mark == choice.mark && is_its(&hop.address));
         let link = |index| self.facts.links.get(index).map_or_else(|| "?".into(), |link| Arc::clone(&link.name));
@@ -78,7 +88,8 @@ impl Status {
             slots: table.size().slots(),
             endpoint: self.name_of(backend, choice.identifier),
             way: hop.map(|hop| (hop.address, link(&hop.interface))),
-            if_leaves: table.if_leaves(choice.identifier),
+            if_leaves: table.moves(&without),
+            heir: without.owner(choice.slot),
         })
     }
 
@@ -101,13 +112,17 @@ impl fmt::Display for Trace {
             Some((address, interface)) => writeln!(f, "next hop   {address} dev {interface}")?,
             None => writeln!(f, "next hop   none")?,
         }
-        writeln!(f, "if {identifier} leaves: {}", self.if_leaves)
+        writeln!(f, "if {identifier} leaves: {}", self.if_leaves)?;
+        match self.heir {
+            Some(heir) => writeln!(f, "            this flow goes to endpoint {heir}"),
+            None => writeln!(f, "            nobody is left for this flow"),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
 
     use martlet_api::view::{Endpoint, ObjectName, Route, Service, TransportProtocol};
     use martlet_netlink::Link;
@@ -116,8 +131,8 @@ mod tests {
     use crate::engine::Tables;
     use crate::targets::{Marks, Settings, targets};
 
-    #[test]
-    fn a_trace_tells_the_whole_way() {
+    /// One route, one Service, one endpoint.
+    pub(crate) fn example() -> Status {
         let endpoint = Endpoint {
             name: "pod-7".into(),
             ipv4: Some("10.0.0.7".parse().unwrap()),
@@ -146,21 +161,31 @@ mod tests {
         let link = Link { index: 3, name: "int".into(), up: true, carrier: true, mtu: 1500, addresses };
         let facts = Facts { links: [(3, link)].into(), ..Facts::default() };
         let made = targets(&view, &facts.links, &mut Marks::default(), &Settings::default(), &Tables::default());
-        let status = Status { view: Some(view), targets: made, facts, ..Status::default() };
-        let flow = |port| Flow {
+        Status { view: Some(view), targets: made, facts, alive: true, source_reached: true, ..Status::default() }
+    }
+
+    /// A flow to the VIP of [`example`].
+    pub(crate) fn flow(port: u16) -> Flow {
+        Flow {
             source: "192.168.1.1".parse().unwrap(),
             destination: "20.0.0.1".parse().unwrap(),
             protocol: 6,
             source_port: 40000,
             destination_port: port,
-        };
+        }
+    }
+
+    #[test]
+    fn a_trace_tells_the_whole_way() {
+        let status = example();
         let trace = status.trace(&flow(4000)).unwrap().to_string();
         for line in
             ["L34Route   vip", "endpoint   7 (pod-7)", "mark       0x138f, table 5007", "next hop   10.0.0.7 dev int"]
         {
             assert!(trace.contains(line), "{trace}");
         }
-        assert!(trace.ends_with("if 7 leaves: 65537 of 65537 slots must move, 0 of others move too\n"), "{trace}");
+        let end = "if 7 leaves: 65537 of 65537 slots must move, 0 of others move too\n            nobody is left for this flow\n";
+        assert!(trace.ends_with(end), "{trace}");
         let udp = Flow { protocol: 17, ..flow(4000) };
         assert_eq!(status.trace(&udp), Err(Reason::NoRoute));
     }
