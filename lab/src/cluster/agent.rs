@@ -251,8 +251,12 @@ impl<'c, 'lab> Agent<'c, 'lab> {
 
     /// What an application sends from its VIPs goes to all load balancers that can still forward.
     fn route_back(&mut self) -> Result<()> {
-        let hops: BTreeSet<_> =
-            self.pods.values().filter(|pod| pod.is_load_balancer()).flat_map(Running::internal_addresses).collect();
+        let hops: BTreeSet<_> = self
+            .pods
+            .values()
+            .filter(|pod| pod.is_load_balancer() && !pod.is_ending())
+            .flat_map(Running::internal_addresses)
+            .collect();
         for pod in self.pods.values_mut() {
             pod.route_back(&hops)?;
         }

@@ -86,6 +86,11 @@ impl Running {
         self.load_balancer
     }
 
+    /// Its end was asked for: what is sent to it now may find no way on.
+    pub const fn is_ending(&self) -> bool {
+        self.asked.is_some()
+    }
+
     pub fn internal_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let internal = self.attachments.iter().filter(|attachment| attachment.interface == INTERNAL);
         internal.flat_map(|attachment| attachment.addresses.iter().map(ipnet::IpNet::addr))
