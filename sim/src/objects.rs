@@ -1,0 +1,349 @@
+//! The operator's objects: a plain model, its YAML, and every version of what was accepted of it.
+//!
+//! The YAML goes through the product's own `Shelf` and `accept::view`, so that a bad object among good ones and a duplicate
+//! are the real thing. What the model itself says of readiness ([`Version::ready`]) is the naive second opinion.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
+
+use ipnet::IpNet;
+use martlet_api::accept;
+use martlet_api::source::Shelf;
+use martlet_api::view::{ObjectName, View};
+
+use crate::script::Topology;
+
+/// The Gateway's name.
+pub const GATEWAY: &str = "sllb-a";
+/// Our AS number.
+pub const LOCAL_AS: u32 = 8103;
+
+/// The AS number of a gateway.
+pub fn asn(gateway: usize) -> u32 {
+    let number = u32::try_from(gateway).unwrap_or_default();
+    // Two octets and four.
+    if gateway % 2 == 0 { 4_248_829_953 + number } else { 65_100 + number }
+}
+
+fn octet(number: usize) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
+fn low(number: usize) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
+}
+
+/// The external address of a pod.
+pub fn pod_address(pod: usize, ipv4: bool) -> IpAddr {
+    if ipv4 {
+        Ipv4Addr::new(10, 0, 0, octet(1 + pod)).into()
+    } else {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, low(1 + pod)).into()
+    }
+}
+
+/// The address of a gateway.
+pub fn gateway_address(gateway: usize, ipv4: bool) -> IpAddr {
+    if ipv4 {
+        Ipv4Addr::new(10, 0, 0, octet(101 + gateway)).into()
+    } else {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, low(0x101 + gateway)).into()
+    }
+}
+
+/// A VIP.
+pub fn vip(number: usize, ipv4: bool) -> IpNet {
+    let address: IpAddr = if ipv4 {
+        Ipv4Addr::new(20, 0, 0, octet(1 + number)).into()
+    } else {
+        Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, low(1 + number)).into()
+    };
+    IpNet::from(address)
+}
+
+/// The name of a `GatewayRouter`.
+pub fn name(gateway: usize, ipv4: bool) -> String {
+    format!("g{gateway}-v{}", if ipv4 { 4 } else { 6 })
+}
+
+/// An endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// It is in the slices.
+    pub present: bool,
+    /// It is ready.
+    pub ready: bool,
+}
+
+/// What the operator says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Who is there.
+    pub topology: Topology,
+    /// VIPs by number.
+    pub vips: BTreeSet<usize>,
+    /// Endpoints by number.
+    pub endpoints: Vec<Endpoint>,
+    /// Malformed objects, by kind.
+    pub bad: BTreeMap<u64, u64>,
+    /// Changed fields: field and gateway, how often.
+    pub changed: BTreeMap<(u64, usize), u64>,
+}
+
+/// Everything accepted, once.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// As the product accepted it.
+    pub view: Rc<View>,
+    /// The VIPs that have a ready endpoint, by the model.
+    pub ready: Rc<BTreeSet<IpNet>>,
+    /// The VIPs of the model.
+    pub vips: Rc<BTreeSet<IpNet>>,
+}
+
+/// All versions, and the product's memory of what was good.
+#[derive(Debug)]
+pub struct Api {
+    /// What the operator says now.
+    pub model: Model,
+    shelf: Shelf,
+    /// Every version since the start.
+    pub versions: Vec<Version>,
+}
+
+impl Api {
+    /// The first version.
+    pub fn new(topology: &Topology) -> Self {
+        let model = Model {
+            topology: topology.clone(),
+            vips: (0..topology.vips).collect(),
+            endpoints: vec![Endpoint { present: true, ready: true }; topology.endpoints],
+            bad: BTreeMap::new(),
+            changed: BTreeMap::new(),
+        };
+        let mut api = Self { model, shelf: Shelf::new("default"), versions: Vec::new() };
+        api.publish();
+        api
+    }
+
+    /// The model changed: a new version.
+    pub fn publish(&mut self) {
+        let texts = self.model.texts();
+        self.shelf.put(texts.into_iter().map(|(name, text)| (name, Ok(text))).collect());
+        let view = accept::view(self.shelf.objects(), &ObjectName::new("default", GATEWAY));
+        let vips = self.model.all_vips();
+        let served = self.model.endpoints.iter().any(|endpoint| endpoint.present && endpoint.ready);
+        let ready = if served { vips.clone() } else { BTreeSet::new() };
+        self.versions.push(Version { view: Rc::new(view), ready: Rc::new(ready), vips: Rc::new(vips) });
+    }
+
+    /// The newest version.
+    pub fn newest(&self) -> usize {
+        self.versions.len() - 1
+    }
+}
+
+impl Model {
+    /// The families that are there: IPv4 first.
+    pub fn families(&self) -> &'static [bool] {
+        if self.topology.ipv6 { &[true, false] } else { &[true] }
+    }
+
+    fn all_vips(&self) -> BTreeSet<IpNet> {
+        self.families().iter().flat_map(|ipv4| self.vips.iter().map(|number| vip(*number, *ipv4))).collect()
+    }
+
+    fn changed(&self, field: u64, gateway: usize) -> bool {
+        self.changed.get(&(field, gateway)).is_some_and(|count| *count > 0)
+    }
+
+    /// Whether BFD supervises a gateway.
+    pub fn bfd(&self, gateway: usize) -> bool {
+        (self.topology.bfd && !self.changed(11, gateway)) || self.is_static(gateway)
+    }
+
+    /// Whether a gateway is a static next hop.
+    pub const fn is_static(&self, gateway: usize) -> bool {
+        self.topology.r#static && gateway + 1 == self.topology.gateways
+    }
+
+    fn texts(&self) -> BTreeMap<String, String> {
+        let mut texts = BTreeMap::from([
+            ("gateway.yaml".to_owned(), GATEWAY_YAML.to_owned()),
+            ("routers.yaml".to_owned(), self.routers()),
+            ("routes.yaml".to_owned(), self.routes()),
+            ("slices.yaml".to_owned(), self.slices()),
+        ]);
+        for (kind, _) in self.bad.iter().filter(|(_, count)| **count > 0) {
+            let text = match kind % 6 {
+                0 => "kind: [unclosed".to_owned(),
+                1 => router_head("bad") + "  address: 10.0.0.256\n",
+                2 => router_head("bad") + "  address: 10.0.0.101\n  bgp: {holdTime: 1s}\n",
+                3 => router_head(&name(0, true)) + "  address: 10.0.0.77\n",
+                4 => route("bad", "20.0.0.0/24", 5),
+                _ => "apiVersion: v1\nkind: Service\nmetadata: {name: 7}\n".to_owned(),
+            };
+            texts.insert(format!("zz-bad-{kind}.yaml"), text);
+        }
+        texts
+    }
+
+    fn routers(&self) -> String {
+        let mut text = String::new();
+        for gateway in 0..self.topology.gateways {
+            for ipv4 in self.families() {
+                if !self.changed(14, gateway) {
+                    self.router(&mut text, gateway, *ipv4);
+                }
+            }
+        }
+        text
+    }
+
+    fn router(&self, text: &mut String, gateway: usize, ipv4: bool) {
+        let is = |field: u64| self.changed(field, gateway);
+        text.push_str(&router_head(&name(gateway, ipv4)));
+        let address = gateway_address(gateway, ipv4);
+        let _ = writeln!(text, "  address: \"{address}\"");
+        let strict = if is(15) { ", strict: true" } else { "" };
+        let (tx, multiplier) = if is(12) { (200, 4) } else { (300, 3) };
+        let bfd = format!("{{switch: true, minTx: {tx}ms, minRx: {tx}ms, multiplier: {multiplier}");
+        if self.is_static(gateway) {
+            let _ = writeln!(text, "  static: {{bfd: {bfd}}}}}");
+            return;
+        }
+        let hold = if is(0) { 9 } else { self.topology.hold_time_s };
+        let remote = if is(13) { 64_999 } else { asn(gateway) };
+        let _ = writeln!(text, "  bgp:\n    localASN: {LOCAL_AS}\n    remoteASN: {remote}\n    holdTime: {hold}s");
+        let lines = [
+            (1, "    passive: true\n"),
+            (2, "    connectRetry: 500ms\n"),
+            (3, "    communities: [\"65000:100\", no-export]\n    largeCommunities: [\"4248829953:1:2\"]\n"),
+            (4, "    med: 10\n"),
+            (5, "    prepend: 2\n"),
+            (6, "    import:\n      defaultOnly: true\n"),
+            (7, "    maximumPrefixes:\n      limit: 100\n      warningPercent: 1\n      restartAfter: 1s\n"),
+            (8, "    gracefulRestart:\n      restartTime: 20s\n"),
+            (9, "    maximumPrefixes:\n      limit: 1\n      restartAfter: 1s\n"),
+            (10, "    shutdown:\n      switch: true\n      message: Maintenance\n"),
+        ];
+        for (_, line) in lines.iter().filter(|(field, _)| is(*field) && !(*field == 7 && is(9))) {
+            text.push_str(line);
+        }
+        if self.bfd(gateway) {
+            let _ = writeln!(text, "    bfd: {bfd}{strict}}}");
+        }
+    }
+
+    fn routes(&self) -> String {
+        let routes = self.families().iter().flat_map(|ipv4| {
+            self.vips.iter().map(move |number| {
+                let family = if *ipv4 { 4 } else { 6 };
+                route(&format!("vip{number}-v{family}"), &vip(*number, *ipv4).to_string(), 10)
+            })
+        });
+        routes.collect()
+    }
+
+    fn slices(&self) -> String {
+        let mut text = String::new();
+        for ipv4 in self.families() {
+            let family = if *ipv4 { 4 } else { 6 };
+            let _ = write!(
+                text,
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: a-v{family}\n  labels: \
+                 {{kubernetes.io/service-name: service-a}}\naddressType: IPv{family}\nendpoints:\n"
+            );
+            let mut any = false;
+            for (number, endpoint) in self.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.present) {
+                any = true;
+                let address = if *ipv4 {
+                    format!("169.111.100.{}", 11 + number)
+                } else {
+                    format!("fd00:111:100::{}", 11 + number)
+                };
+                let _ = write!(
+                    text,
+                    "- addresses: [\"{address}\"]\n  conditions: {{ready: {}}}\n  targetRef: {{kind: Pod, name: \
+                     app-{number}}}\n  zone: \"{}\"\n",
+                    endpoint.ready,
+                    1 + number
+                );
+            }
+            if !any {
+                text.push_str("  []\n");
+            }
+        }
+        text
+    }
+}
+
+const GATEWAY_YAML: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata:
+  name: sllb-a
+spec:
+  gatewayClassName: meridio-experiment/stateless-load-balancer
+  listeners: []
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: service-a
+  labels: {service.kubernetes.io/service-proxy-name: sllb-a}
+spec:
+  clusterIP: None
+";
+
+fn router_head(name: &str) -> String {
+    format!(
+        "---\napiVersion: meridio.experiment.gateway.api.poc/v1alpha1\nkind: GatewayRouter\nmetadata:\n  name: {name}\n  \
+         labels: {{service.kubernetes.io/service-proxy-name: sllb-a}}\nspec:\n"
+    )
+}
+
+fn route(name: &str, destination: &str, priority: u32) -> String {
+    format!(
+        "---\napiVersion: meridio.experiment.gateway.api.poc/v1alpha1\nkind: L34Route\nmetadata:\n  name: {name}\nspec:\n  \
+         parentRefs: [{{name: sllb-a}}]\n  backendRefs: [{{name: service-a, port: 1}}]\n  priority: {priority}\n  \
+         destinationCIDRs: [\"{destination}\"]\n  protocols: [TCP]\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::script::Script;
+
+    #[test]
+    fn everything_that_the_model_writes_is_accepted_and_what_is_bad_hurts_nobody() {
+        let mut topology = Script::draw(1).topology;
+        (topology.gateways, topology.ipv6, topology.r#static) = (3, true, true);
+        let mut api = Api::new(&topology);
+        let first = Rc::clone(&api.versions[0].view);
+        assert_eq!((first.routers.len(), &first.vips), (6, &*api.versions[0].vips), "{:#?}", first.conditions);
+        assert!(first.conditions.iter().all(|condition| condition.status), "{:#?}", first.conditions);
+        assert_eq!(first.services["service-a"].endpoints.len(), topology.endpoints);
+        for field in 0..crate::faults::CONFIG_FIELDS {
+            api.model.changed = [((field, 0), 1)].into();
+            api.publish();
+            let view = &api.versions[api.newest()].view;
+            assert!(view.conditions.iter().all(|condition| condition.status), "{field}: {:#?}", view.conditions);
+            let same = view.routers == first.routers;
+            assert!(
+                !same || (field == 11 && !topology.bfd) || (field == 12 && !topology.bfd),
+                "field {field} does nothing"
+            );
+        }
+        api.model.changed.clear();
+        for kind in 0..6 {
+            api.model.bad = [(kind, 1)].into();
+            api.publish();
+            let view = &api.versions[api.newest()].view;
+            assert!(view.conditions.iter().any(|condition| !condition.status), "{kind}");
+            assert_eq!((&view.routers, &view.vips), (&first.routers, &first.vips), "{kind}");
+        }
+    }
+}

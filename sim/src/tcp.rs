@@ -1,0 +1,398 @@
+//! TCP between the processes of a world: connects, refusals, arrivals, closes.
+
+use std::net::SocketAddr;
+
+use martlet_bgp::{CloseReason, ConnectionId, Endpoints, Input as BgpInput, NeighborId, Ticket};
+use martlet_router::core::{Incoming, Input};
+
+use crate::gateway::{Brain, Gateway, pod_name};
+use crate::link::{End, Node, Segment, Stream};
+use crate::objects::{gateway_address, pod_address};
+use crate::pod::Wire;
+use crate::world::{Event, MS, World};
+
+/// The port that all listen on.
+const PORT: u16 = 10179;
+
+fn key(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+impl World {
+    fn address(node: Node, ipv4: bool, port: u16) -> SocketAddr {
+        let address = match node {
+            Node::Pod(pod) => pod_address(pod, ipv4),
+            Node::Gateway(gateway) => gateway_address(gateway, ipv4),
+        };
+        SocketAddr::new(address, port)
+    }
+
+    /// The connections of a process.
+    pub fn wires(&mut self, node: Node) -> &mut std::collections::BTreeMap<u64, Wire> {
+        match node {
+            Node::Pod(pod) => &mut self.pods[pod].wires,
+            Node::Gateway(gateway) => &mut self.gateways[gateway].wires,
+        }
+    }
+
+    fn tickets(&mut self, node: Node) -> &mut std::collections::BTreeMap<u64, (usize, usize)> {
+        match node {
+            Node::Pod(pod) => &mut self.pods[pod].tickets,
+            Node::Gateway(gateway) => &mut self.gateways[gateway].tickets,
+        }
+    }
+
+    /// The life of a process; `None`: it is dead.
+    fn epoch(&self, node: Node) -> Option<u64> {
+        match node {
+            Node::Pod(pod) => self.pods[pod].router.is_some().then_some(self.pods[pod].epoch),
+            Node::Gateway(gateway) => self.gateways[gateway].brain.is_some().then_some(self.gateways[gateway].epoch),
+        }
+    }
+
+    /// A process connects.
+    pub fn connect(&mut self, from: Node, id: u64, to: Option<Node>, ipv4: bool) {
+        let Some(epoch) = self.epoch(from) else { return };
+        self.wires(from).insert(id, Wire::default());
+        let Some(to) = to else { return };
+        let path = self.path(from, to);
+        if !path.loses(&mut self.dice) {
+            let wait = path.travel(&mut self.dice);
+            self.at(self.now + wait, Event::Syn(from, epoch, id, to, ipv4));
+        }
+    }
+
+    /// A connect arrives.
+    pub fn syn(&mut self, from: Node, epoch: u64, id: u64, to: Node, ipv4: bool) {
+        let (there, back) = (self.path(from, to), self.path(to, from));
+        if there.cut || back.cut || there.clog || back.clog || back.loses(&mut self.dice) {
+            return;
+        }
+        let answer = self.now + back.travel(&mut self.dice);
+        let listens = match to {
+            Node::Pod(pod) => self.pods[pod].listens[usize::from(ipv4)],
+            Node::Gateway(gateway) if !self.gateways[gateway].host => return,
+            Node::Gateway(_) => true,
+        };
+        let Some(theirs) = self.epoch(to).filter(|_| listens) else {
+            return self.at(answer, Event::SynAnswer(from, epoch, id, None));
+        };
+        if self.epoch(from) != Some(epoch) || !self.wires(from).contains_key(&id) {
+            return;
+        }
+        self.next += 1;
+        let number = self.next;
+        let port = 20_000 + u16::try_from(number % 40_000).unwrap_or_default();
+        let ours = End { node: from, epoch, id: Some(id), address: Self::address(from, ipv4, port), open: true };
+        let other = End { node: to, epoch: theirs, id: None, address: Self::address(to, ipv4, PORT), open: true };
+        let mut stream = Stream { ends: [ours, other], directions: <[_; 2]>::default() };
+        stream.directions[1].last = answer;
+        let (local, remote) = (stream.ends[1].address, stream.ends[0].address);
+        self.streams.insert(number, stream);
+        self.tickets(to).insert(key(number), (number, 1));
+        self.at(answer, Event::SynAnswer(from, epoch, id, Some(number)));
+        let now = self.local(to);
+        let ticket = Ticket(key(number));
+        match to {
+            Node::Pod(pod) => {
+                let Some(name) = self.pods[pod].external().map(|link| link.name.clone()) else { return };
+                self.router(pod, Input::Incoming(Incoming { ticket, interface: &name, local, remote }));
+            }
+            Node::Gateway(gateway) => {
+                let Node::Pod(pod) = from else { return };
+                let endpoints = Endpoints { local, remote, local_link_local: None, local_other: None };
+                match &mut self.gateways[gateway].brain {
+                    Some(Brain::Ours(speaker)) => {
+                        let name = NeighborId::new(&pod_name(pod, ipv4));
+                        speaker.handle(now, BgpInput::Incoming(ticket, &name, endpoints));
+                    }
+                    Some(Brain::Naive(peer)) => {
+                        peer.connected(self.now, number, from, ipv4);
+                        self.accept(to, key(number), key(number));
+                    }
+                    None => {}
+                }
+                self.after_gateway(gateway);
+            }
+        }
+    }
+
+    /// A connect is answered.
+    pub fn syn_answer(&mut self, node: Node, epoch: u64, id: u64, stream: Option<usize>) {
+        if self.epoch(node) != Some(epoch) || !self.wires(node).contains_key(&id) {
+            // Given up meanwhile: the other end is told.
+            if let Some(number) = stream {
+                self.send(number, 0, Segment::Reset);
+                self.let_go(number, 0);
+            }
+            return;
+        }
+        let Some(number) = stream else {
+            self.wires(node).remove(&id);
+            return self.tell_closed(node, id, CloseReason::Refused);
+        };
+        let Some(one) = self.streams.get(&number) else { return };
+        let (local, remote) = (one.ends[0].address, one.ends[1].address);
+        let now = self.now;
+        if let Some(wire) = self.wires(node).get_mut(&id) {
+            (wire.stream, wire.remote, wire.heard_at) = (Some((number, 0)), Some(remote.ip()), now);
+        }
+        let local_now = self.local(node);
+        match node {
+            Node::Pod(pod) => self.router(pod, Input::Connected(ConnectionId(id), local, remote)),
+            Node::Gateway(gateway) => {
+                let target = self.node_at(remote.ip());
+                let Gateway { brain, wires, .. } = &mut self.gateways[gateway];
+                match brain {
+                    Some(Brain::Ours(speaker)) => {
+                        let endpoints = Endpoints { local, remote, local_link_local: None, local_other: None };
+                        speaker.handle(local_now, BgpInput::Connected(ConnectionId(id), endpoints));
+                    }
+                    Some(Brain::Naive(peer)) => {
+                        // The naive peer calls a connection by its stream.
+                        if let Some(wire) = wires.remove(&id) {
+                            wires.insert(key(number), wire);
+                        }
+                        if let Some(one) = self.streams.get_mut(&number) {
+                            one.ends[0].id = Some(key(number));
+                        }
+                        if let Some(target) = target {
+                            peer.connected(now, number, target, remote.is_ipv4());
+                        }
+                    }
+                    None => {}
+                }
+                self.after_gateway(gateway);
+            }
+        }
+    }
+
+    /// A process takes an incoming connection.
+    pub fn accept(&mut self, node: Node, ticket: u64, id: u64) {
+        let Some((number, side)) = self.tickets(node).remove(&ticket) else { return };
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        stream.ends[side].id = Some(id);
+        let remote = stream.ends[1 - side].address.ip();
+        let heard_at = self.now;
+        let wire = Wire { stream: Some((number, side)), remote: Some(remote), heard_at, ..Wire::default() };
+        self.wires(node).insert(id, wire);
+    }
+
+    /// A process does not take an incoming connection.
+    pub fn refuse(&mut self, node: Node, ticket: u64) {
+        if let Some((number, side)) = self.tickets(node).remove(&ticket) {
+            self.send(number, side, Segment::Fin);
+            self.let_go(number, side);
+        }
+    }
+
+    /// A core has something to send.
+    pub fn make_ready(&mut self, node: Node, id: u64) {
+        if let Some(wire) = self.wires(node).get_mut(&id) {
+            wire.ready = true;
+        }
+    }
+
+    /// A process closes a connection, with its last words.
+    pub fn close(&mut self, node: Node, id: u64) {
+        let (octets, _) = self.transmit(node, id, 4096);
+        let Some(wire) = self.wires(node).remove(&id) else { return };
+        let Some((number, side)) = wire.stream else { return };
+        if !octets.is_empty() {
+            self.check.said(&octets);
+            self.send(number, side, Segment::Data(octets));
+        }
+        self.send(number, side, Segment::Fin);
+        self.let_go(number, side);
+    }
+
+    /// What the naive peer says.
+    pub fn naive_send(&mut self, gateway: usize, number: usize, octets: Vec<u8>) {
+        if self.gateways[gateway].wires.contains_key(&key(number))
+            && let Some(stream) = self.streams.get(&number)
+            && let Some(side) = stream.ends.iter().position(|end| end.node == Node::Gateway(gateway))
+        {
+            self.send(number, side, Segment::Data(octets));
+        }
+    }
+
+    /// Sends what a core has, as far as there is room.
+    pub fn flush(&mut self, node: Node, id: u64) {
+        loop {
+            let Some(wire) = self.wires(node).get(&id).filter(|wire| wire.ready) else { return };
+            let Some((number, side)) = wire.stream else { return };
+            let room = self.streams.get(&number).map_or(0, |stream| stream.room(side));
+            if room == 0 {
+                return;
+            }
+            let (octets, more) = self.transmit(node, id, room);
+            self.check.transmitted(octets.len(), room);
+            let empty = octets.is_empty();
+            if let Some(wire) = self.wires(node).get_mut(&id) {
+                wire.ready = more && !empty;
+                if !empty {
+                    wire.sent.feed(&octets);
+                }
+            }
+            if empty {
+                return;
+            }
+            if let Node::Pod(pod) = node {
+                self.pods[pod].dirty = true;
+            }
+            self.send(number, side, Segment::Data(octets));
+        }
+    }
+
+    /// Puts a segment on its way.
+    pub fn send(&mut self, number: usize, side: usize, segment: Segment) {
+        let Some(stream) = self.streams.get(&number) else { return };
+        let (from, to) = (&stream.ends[side], &stream.ends[1 - side]);
+        self.log.segment(self.now, from.address, to.address, &segment);
+        let path = self.path(from.node, to.node);
+        if let Some(stream) = self.streams.get_mut(&number) {
+            let at = stream.send(side, self.now, &path, &mut self.dice, segment);
+            self.at(at, Event::Arrive(number, side));
+        }
+    }
+
+    /// A process no longer holds its end.
+    fn let_go(&mut self, number: usize, side: usize) {
+        if let Some(stream) = self.streams.get_mut(&number) {
+            stream.ends[side].open = false;
+        }
+    }
+
+    /// The first segment of a direction may have arrived.
+    pub fn arrive(&mut self, number: usize, side: usize) {
+        let Some(stream) = self.streams.get(&number) else { return };
+        let (from, to) = (stream.ends[side].clone(), stream.ends[1 - side].clone());
+        if !stream.directions[side].queue.front().is_some_and(|(at, _)| *at <= self.now) {
+            return;
+        }
+        let path = self.path(from.node, to.node);
+        let deaf = matches!(to.node, Node::Gateway(gateway) if self.gateways[gateway].deaf > 0);
+        if path.cut || path.clog || (deaf && to.open) {
+            return;
+        }
+        // Not before its end knows that it is connected.
+        if to.open && to.id.is_some_and(|id| self.wires(to.node).get(&id).is_some_and(|wire| wire.stream.is_none())) {
+            return self.at(self.now + MS, Event::Arrive(number, side));
+        }
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        let Some((_, segment)) = stream.directions[side].queue.pop_front() else { return };
+        if let Segment::Data(octets) = &segment {
+            let left = stream.directions[side].octets.saturating_sub(octets.len());
+            stream.directions[side].octets = left;
+        }
+        let over = stream.is_over() && stream.directions.iter().all(|direction| direction.queue.is_empty());
+        if over {
+            self.streams.remove(&number);
+            return;
+        }
+        let alive = to.open && self.epoch(to.node) == Some(to.epoch);
+        match (to.id.filter(|_| alive), segment) {
+            (Some(id), Segment::Data(octets)) => self.deliver(to.node, id, &octets),
+            (Some(id), Segment::Fin) => self.lost(number, 1 - side, id, CloseReason::EndOfFile),
+            (Some(id), Segment::Reset) => self.lost(number, 1 - side, id, CloseReason::Reset),
+            (None, Segment::Data(_)) => {
+                let answers = !matches!(to.node, Node::Gateway(gateway) if !self.gateways[gateway].host);
+                if from.open && answers && self.epoch(to.node) != Some(to.epoch) {
+                    self.send(number, 1 - side, Segment::Reset);
+                } else if from.open && answers && !to.open {
+                    self.send(number, 1 - side, Segment::Reset);
+                }
+            }
+            (None, _) => {}
+        }
+        // There is room again.
+        if let Some(id) = from.id.filter(|_| from.open && self.epoch(from.node) == Some(from.epoch)) {
+            self.flush(from.node, id);
+        }
+    }
+
+    fn lost(&mut self, number: usize, side: usize, id: u64, reason: CloseReason) {
+        let Some(stream) = self.streams.get(&number) else { return };
+        let node = stream.ends[side].node;
+        if reason == CloseReason::EndOfFile && stream.ends[1 - side].open {
+            self.send(number, side, Segment::Fin);
+        }
+        self.let_go(number, side);
+        if self.wires(node).remove(&id).is_some() {
+            self.tell_closed(node, id, reason);
+        }
+    }
+
+    fn tell_closed(&mut self, node: Node, id: u64, reason: CloseReason) {
+        let now = self.local(node);
+        match node {
+            Node::Pod(pod) => self.router(pod, Input::Closed(ConnectionId(id), reason)),
+            Node::Gateway(gateway) => {
+                match &mut self.gateways[gateway].brain {
+                    Some(Brain::Ours(speaker)) => speaker.handle(now, BgpInput::Closed(ConnectionId(id), reason)),
+                    Some(Brain::Naive(peer)) => peer.closed(usize::try_from(id).unwrap_or_default()),
+                    None => {}
+                }
+                self.after_gateway(gateway);
+            }
+        }
+    }
+
+    fn deliver(&mut self, node: Node, id: u64, octets: &[u8]) {
+        let now = self.now;
+        let local = self.local(node);
+        if let Some(wire) = self.wires(node).get_mut(&id) {
+            wire.heard_at = now;
+            let messages = wire.received.feed(octets);
+            self.check.heard(&messages);
+        }
+        match node {
+            Node::Pod(pod) => {
+                self.pods[pod].dirty = true;
+                self.router(pod, Input::Received(ConnectionId(id), octets));
+            }
+            Node::Gateway(gateway) => {
+                match &mut self.gateways[gateway].brain {
+                    Some(Brain::Ours(speaker)) => speaker.handle(local, BgpInput::Received(ConnectionId(id), octets)),
+                    Some(Brain::Naive(peer)) => peer.received(now, usize::try_from(id).unwrap_or_default(), octets),
+                    None => {}
+                }
+                self.after_gateway(gateway);
+            }
+        }
+    }
+
+    /// The process of `node` is gone; if the machine is still there, the other ends are told.
+    pub fn drop_streams(&mut self, node: Node, told: bool) {
+        let held: Vec<(usize, usize)> = self
+            .streams
+            .iter()
+            .flat_map(|(number, stream)| (0..2).map(|side| (*number, side, stream.ends[side].clone())))
+            .filter(|(_, _, end)| end.node == node && end.open)
+            .map(|(number, side, _)| (number, side))
+            .collect();
+        for (number, side) in held {
+            if told {
+                self.send(number, side, Segment::Reset);
+            }
+            self.let_go(number, side);
+        }
+    }
+
+    /// Everything that waits in streams may move again.
+    pub fn poke_streams(&mut self) {
+        let waiting: Vec<(usize, usize, u64)> = self
+            .streams
+            .iter()
+            .flat_map(|(number, stream)| (0..2).map(move |side| (*number, side, &stream.directions[side])))
+            .filter_map(|(number, side, direction)| {
+                Some((number, side, direction.queue.front()?.0, direction.queue.len()))
+            })
+            .flat_map(|(number, side, at, count)| std::iter::repeat_n((number, side, at), count))
+            .collect();
+        let wait = MS + self.dice.below(200 * MS);
+        for (number, side, at) in waiting {
+            self.at(at.max(self.now + wait), Event::Arrive(number, side));
+        }
+    }
+}
