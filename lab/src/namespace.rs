@@ -211,7 +211,10 @@ impl Namespace {
     /// `ip` or `bridge` refuses.
     pub fn mend(&self, port: &str) -> Result<()> {
         self.ip(&format!("link set {port} up"))?;
-        self.port_state(port, "forwarding")
+        // The bridge refuses ("Network is down") until it has seen the carrier.
+        until(&format!("the port {port} to forward"), LIMIT, || {
+            Ok(self.port_state(port, "forwarding").map_or_else(|error| Seen::not_yet(error.to_string()), Seen::Yes))
+        })
     }
 
     fn port_state(&self, port: &str, state: &str) -> Result<()> {

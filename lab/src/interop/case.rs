@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::bed::{Bed, FEEDER_AS, Martlet, Variant, is, is_of};
-use crate::peer::{Heard, LARGE, MED, Make, Peer, Setup};
+use crate::peer::{Heard, LARGE, Lack, MED, Make, Peer, Setup};
 use crate::sys::Signal;
 use crate::wait::{Seen, until};
 use crate::wire::What;
@@ -252,7 +252,16 @@ impl Case {
         Ok(Cell::Yes)
     }
 
+    /// Why the peer cannot, if it cannot.
+    fn lack(&self, lack: Lack) -> Option<Cell> {
+        let all = self.peer.lacks().iter();
+        all.filter(|(one, _)| *one == lack).map(|(_, why)| Cell::Na((*why).to_owned())).next()
+    }
+
     fn refresh(&mut self) -> Result<Cell> {
+        if let Some(cell) = self.lack(Lack::Refresh) {
+            return Ok(cell);
+        }
         let since = SystemTime::now();
         self.peer.refresh()?;
         let (ours, source, peer) = (self.bed.variant.ours(), self.setup.neighbor, self.setup.address);
@@ -276,12 +285,8 @@ impl Case {
     }
 
     fn graceful(&mut self) -> Result<Cell> {
-        match self.setup_make() {
-            Make::Openbgpd => {
-                return Ok(Cell::Na("its graceful restart is End-of-RIB only: it offers no family".into()));
-            }
-            Make::Exabgp => return Ok(Cell::Na("it forwards nothing: it does not say that it kept its state".into())),
-            Make::Frr | Make::Bird | Make::Gobgp => {}
+        if let Some(cell) = self.lack(Lack::Graceful) {
+            return Ok(cell);
         }
         let before = self.restart(true)?;
         self.session(before)?;
@@ -291,35 +296,35 @@ impl Case {
         if let Some(lost) = since.iter().take(back).find(|event| is(event, "withdrawn") && is_of(event, kept)) {
             bail!("{kept} went before the peer was back: {lost}");
         }
-        // Told again by the peer, so that it is the peer's and not a leftover.
+        // What it did not announce again by its End-of-RIB goes; one that is told its routes from outside may be late with them.
         self.speaker.wait("the End-of-RIB", before, SESSION, |event| is(event, "endOfRib"))?;
-        let since = self.speaker.events()?.split_off(before);
-        if let Some(lost) = since.iter().find(|event| is(event, "withdrawn") && is_of(event, kept)) {
-            bail!("{kept} went although the peer announced it again: {lost}");
-        }
+        until(&format!("{kept} to be the peer's again"), SOON, || {
+            let since = self.speaker.events()?.split_off(before);
+            let last = since.into_iter().rfind(|event| is_of(event, kept));
+            Ok(last
+                .filter(|event| is(event, "withdrawn"))
+                .map_or(Seen::Yes(()), |event| Seen::not_yet(event.to_string())))
+        })?;
         Ok(Cell::Yes)
-    }
-
-    const fn setup_make(&self) -> Make {
-        self.bed.variant.make
     }
 
     fn text_in(&mut self) -> Result<Cell> {
         let before = self.speaker.events()?.len();
-        let cell = if self.peer.shut_down(FAREWELL)? {
-            let said =
-                |event: &Value| event.get("text").and_then(Value::as_str).is_some_and(|text| text.contains(FAREWELL));
-            self.speaker.wait("the peer's text", before, SOON, |event| is(event, "closed") && said(event))?;
-            Cell::Yes
-        } else {
-            Cell::Na("it sends no text".into())
-        };
+        let lack = self.lack(Lack::SendText);
+        if lack.is_none() {
+            self.peer.shut_down(FAREWELL)?;
+            let text = |event: &Value| event.get("text").and_then(Value::as_str).map(str::to_owned);
+            self.speaker.wait("the peer's text", before, SOON, |event| {
+                is(event, "closed") && text(event).is_some_and(|text| text.contains(FAREWELL))
+            })?;
+        }
         let before = self.restart(false)?;
         self.session(before)?;
-        Ok(cell)
+        Ok(lack.unwrap_or(Cell::Yes))
     }
 
-    fn text_out(&self) -> Result<Cell> {
+    fn text_out(&mut self) -> Result<Cell> {
+        let since = SystemTime::now();
         if let Some(third) = &self.third {
             // It has read its End: what follows is between the two.
             Bed::kill(third.as_ref())?;
@@ -329,6 +334,14 @@ impl Case {
         let status = self.speaker.process.wait(STOP)?;
         if !status.success() {
             bail!("martlet speaker ended with {status} after {:?}", start.elapsed());
+        }
+        let peer = self.setup.address;
+        self.bed.capture.wait("our NOTIFICATION", since, SOON, |event| {
+            // Administrative shutdown; in a hard reset (RFC 8538) if the two agreed on that.
+            matches!(event.what, What::Notification(6, 2 | 9)) && event.destination == peer
+        })?;
+        if let Some(cell) = self.lack(Lack::ReadText) {
+            return Ok(cell);
         }
         until("our text at the peer", SOON, || {
             let reasons = self.peer.reasons()?;

@@ -42,16 +42,19 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
     if !collisions.is_empty() {
         page.push_str(
             "\n## Collisions\n\nOur speaker is killed and started, the peer's session is reset, OPENs are held back until both have\n\
-             connected; then they pass. Exactly one session must stay, Established once. In the end the peer is killed and started.\n\n\
-             | peer | rounds | with both connections up | not exactly one session |\n|---|---|---|---|\n",
+             connected; then they pass. Exactly one session must stay. *Established twice*: one side was\n\
+             Established on the one connection when the other side, in OpenConfirm, had to prefer the other one (RFC 4271 section 6.8\n\
+             allows no better); then both go and one comes back at once. In the end the peer is killed and started.\n\n\
+             | peer | rounds | with both connections up | Established twice | not exactly one session |\n|---|---|---|---|---|\n",
         );
         for one in collisions {
             let _ = writeln!(
                 page,
-                "| {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} |",
                 one.make.name(),
                 one.rounds,
                 one.simultaneous,
+                one.twice,
                 one.faults.len()
             );
         }
@@ -62,11 +65,11 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
     if !recoveries.is_empty() {
         page.push_str(
             "\n## Recovery\n\nBFD 300 ms three times on both sides. Milliseconds from the return of the path (of a killed peer: from its\n\
-             first answer) until Established. BIRD waits `error wait time 1,2`, `connect delay time 1` here.\n\n| peer | what | ms |\n|---|---|---|\n",
+             first answer) until Established to stay. BIRD waits `error wait time 1,2`, `connect delay time 1` here.\n\n| peer | what | ms | had come and gone before |\n|---|---|---|---|\n",
         );
         for one in recoveries {
-            for (what, time) in &one.times {
-                let _ = writeln!(page, "| {} | {what} | {time} |", one.make.name());
+            for (what, time, flaps) in &one.times {
+                let _ = writeln!(page, "| {} | {what} | {time} | {flaps} |", one.make.name());
             }
         }
     }

@@ -20,6 +20,8 @@ const SESSION: Duration = Duration::from_secs(60);
 const BOTH: Duration = Duration::from_secs(8);
 /// How long the path is gone.
 const LOSS: Duration = Duration::from_secs(3);
+/// A session that lasts so long is there to stay, milliseconds.
+const STAYS: i64 = 1500;
 /// What is one session must stay one for this.
 const CALM: Duration = Duration::from_millis(500);
 
@@ -32,6 +34,8 @@ pub struct Collisions {
     pub rounds: u32,
     /// In how many of them both connections were up at the same time.
     pub simultaneous: u32,
+    /// In how many of them the first session was given up for the other one: both sides had sent the other's OPEN a KEEPALIVE.
+    pub twice: u32,
     /// What was not one session in the end.
     pub faults: Vec<String>,
 }
@@ -41,8 +45,8 @@ pub struct Collisions {
 pub struct Recovery {
     /// With whom.
     pub make: Make,
-    /// What happened, and the milliseconds.
-    pub times: Vec<(&'static str, i64)>,
+    /// What happened, the milliseconds until the session was there to stay, how often it had come before and gone again.
+    pub times: Vec<(&'static str, i64, usize)>,
 }
 
 const fn variant(make: Make) -> Variant {
@@ -72,7 +76,7 @@ pub fn collide(make: Make, rounds: u32) -> Result<Collisions> {
     let mut bed = Bed::new(variant)?;
     let setup = variant.setup(2);
     let mut peer = bed.peer(&setup)?;
-    let mut found = Collisions { make, rounds, simultaneous: 0, faults: Vec::new() };
+    let mut found = Collisions { make, rounds, simultaneous: 0, twice: 0, faults: Vec::new() };
     let mut speaker = bed.speaker(&setup)?;
     one_session(&bed, &speaker, peer.as_ref())?;
     for round in 1..=rounds {
@@ -91,8 +95,10 @@ pub fn collide(make: Make, rounds: u32) -> Result<Collisions> {
             gate(namespace, variant.port(), false)?;
         }
         found.simultaneous += u32::from(both.is_ok());
-        if let Err(error) = one_session(&bed, &speaker, peer.as_ref()) {
-            found.faults.push(format!("round {round}: {error:#}"));
+        match one_session(&bed, &speaker, peer.as_ref()) {
+            Ok(1) => {}
+            Ok(_) => found.twice += 1,
+            Err(error) => found.faults.push(format!("round {round}: {error:#}")),
         }
         if round % 10 == 0 {
             println!(
@@ -114,16 +120,16 @@ pub fn collide(make: Make, rounds: u32) -> Result<Collisions> {
     Ok(found)
 }
 
-/// One session comes up, once, and stays the only connection.
-fn one_session(bed: &Bed, speaker: &Martlet, peer: &dyn Peer) -> Result<()> {
+/// One session comes up and stays the only connection. Returns how often it was Established, at most twice.
+fn one_session(bed: &Bed, speaker: &Martlet, peer: &dyn Peer) -> Result<usize> {
     speaker.wait("the session", 0, SESSION, |event| is(event, "established"))?;
     settled(bed, peer)?;
     let events = speaker.events()?;
     let count = events.iter().filter(|event| is(event, "established")).count();
-    if count != 1 {
+    if count > 2 {
         bail!("Established {count} times: {events:?}");
     }
-    Ok(())
+    Ok(count)
 }
 
 fn settled(bed: &Bed, peer: &dyn Peer) -> Result<()> {
@@ -162,16 +168,18 @@ pub fn recover(make: Make) -> Result<Recovery> {
         std::thread::sleep(LOSS.saturating_sub(Duration::from_millis(900)));
         let back = SystemTime::now();
         bed.fabric.mend(port)?;
-        times.push((what, since(back, &again(&speaker, before)?)?));
+        let (event, flaps) = again(&speaker, before)?;
+        times.push((what, since(back, &event)?, flaps));
     }
     bfd_up(peer.as_ref())?;
     let before = speaker.events()?.len();
     Bed::kill(peer.as_ref())?;
     peer = bed.peer(&setup)?;
     let back = SystemTime::now();
-    times.push(("peer killed and started", since(back, &again(&speaker, before)?)?));
-    for (what, time) in &times {
-        println!("    {}: {what}: Established after {time} ms", make.name());
+    let (event, flaps) = again(&speaker, before)?;
+    times.push(("peer killed and started", since(back, &event)?, flaps));
+    for (what, time, flaps) in &times {
+        println!("    {}: {what}: Established after {time} ms, {flaps} flaps before", make.name());
     }
     drop(peer);
     Ok(Recovery { make, times })
@@ -184,8 +192,21 @@ fn bfd_up(peer: &dyn Peer) -> Result<()> {
     })
 }
 
-fn again(speaker: &Martlet, before: usize) -> Result<Value> {
-    speaker.wait("the session again", before, SESSION, |event| is(event, "established"))
+/// The event of the session that is there to stay, and how often it came before and went again.
+fn again(speaker: &Martlet, before: usize) -> Result<(Value, usize)> {
+    speaker.wait("the session again", before, SESSION, |event| is(event, "established"))?;
+    let start = Instant::now();
+    until("a session that stays", SESSION, || {
+        let events: Vec<_> = speaker.events()?.split_off(before);
+        let last = events.iter().rposition(|event| is(event, "established") || is(event, "closed"));
+        let last = last.and_then(|index| events.get(index)).filter(|event| is(event, "established")).cloned();
+        let Some(event) = last else { return Ok(Seen::not_yet("closed again")) };
+        if since(SystemTime::now(), &event)? > -STAYS {
+            return Ok(Seen::not_yet(format!("{event} for less than {STAYS} ms, {:?} in all", start.elapsed())));
+        }
+        let count = events.iter().filter(|event| is(event, "established")).count();
+        Ok(Seen::Yes((event, count.saturating_sub(1))))
+    })
 }
 
 /// Milliseconds from a moment to an event.

@@ -135,9 +135,8 @@ impl Peer for Bird {
         Ok(())
     }
 
-    fn shut_down(&self, text: &str) -> Result<bool> {
-        self.ask(&["disable", "P", &format!("\"{text}\"")])?;
-        Ok(true)
+    fn shut_down(&self, text: &str) -> Result<()> {
+        self.ask(&["disable", "P", &format!("\"{text}\"")]).map(drop)
     }
 
     fn reasons(&self) -> Result<String> {

@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Heard, LARGE, MED, Peer, Run};
+use super::{Heard, LARGE, Lack, MED, Peer, Run};
 use crate::lab::Lab;
 use crate::process::Process;
 use crate::wait::{LIMIT, Seen, until};
@@ -116,9 +117,13 @@ fn take(update: &Value, routes: &mut BTreeMap<IpNet, Heard>) {
     let large = large.map(|one| numbers(one).iter().map(u32::to_string).collect::<Vec<_>>().join(":"));
     let large: std::collections::BTreeSet<String> = large.collect();
     for (_, hops) in update.get("announce").and_then(Value::as_object).into_iter().flatten() {
-        for (hop, list) in hops.as_object().into_iter().flatten() {
+        let hops = hops.as_object().into_iter().flatten();
+        let hops: Vec<_> = hops.filter_map(|(hop, list)| Some((hop.parse::<IpAddr>().ok()?, list))).collect();
+        // Of the two next hops of IPv6 (RFC 2545) it makes two routes.
+        let is_second = |hop: IpAddr| hops.len() > 1 && matches!(hop, IpAddr::V6(hop) if hop.is_unicast_link_local());
+        for (hop, list) in hops.iter().filter(|(hop, _)| !is_second(*hop)) {
             for prefix in prefixes(list) {
-                let next_hop = hop.parse().ok();
+                let next_hop = Some(*hop);
                 routes.insert(prefix, Heard { as_path: as_path.clone(), next_hop, large: large.clone() });
             }
         }
@@ -183,9 +188,19 @@ impl Peer for Exabgp {
         self.command(&format!("announce route-refresh {} unicast", self.run.setup.family()))
     }
 
-    fn shut_down(&self, _text: &str) -> Result<bool> {
-        // `teardown` takes a subcode and no text.
-        Ok(false)
+    fn shut_down(&self, _text: &str) -> Result<()> {
+        bail!("`teardown` takes a subcode and no text")
+    }
+
+    fn lacks(&self) -> &'static [(Lack, &'static str)] {
+        &[
+            (Lack::Graceful, "it forwards nothing: it does not say that it kept its state"),
+            (Lack::SendText, "its `teardown` takes a subcode and no text"),
+            (
+                Lack::ReadText,
+                "it fails on every shutdown communication (a TypeError of its own); the NOTIFICATION was sent, and we ended cleanly",
+            ),
+        ]
     }
 
     fn reasons(&self) -> Result<String> {

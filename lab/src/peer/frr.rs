@@ -273,10 +273,9 @@ impl Peer for Speaker {
         self.frr.vtysh(&["-c", &clear]).map(drop)
     }
 
-    fn shut_down(&self, text: &str) -> Result<bool> {
+    fn shut_down(&self, text: &str) -> Result<()> {
         let command = format!("neighbor {} shutdown message {text}", self.run.setup.neighbor);
-        self.frr.configure(&[&self.router(), &command])?;
-        Ok(true)
+        self.frr.configure(&[&self.router(), &command]).map(drop)
     }
 
     fn reasons(&self) -> Result<String> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Heard, LARGE, MED, Peer, Run};
+use super::{Heard, LARGE, Lack, MED, Peer, Run};
 use crate::lab::Lab;
 use crate::process::Process;
 use crate::wait::{LIMIT, Seen, until};
@@ -145,9 +145,12 @@ impl Peer for Gobgp {
         self.run.ask("gobgp", &["neighbor", &self.neighbor(), "softresetin"]).map(drop)
     }
 
-    fn shut_down(&self, text: &str) -> Result<bool> {
-        self.run.ask("gobgp", &["neighbor", &self.neighbor(), "shutdown", text])?;
-        Ok(true)
+    fn lacks(&self) -> &'static [(Lack, &'static str)] {
+        &[(Lack::Refresh, "`softresetin` asks its own table again: it never sends a ROUTE-REFRESH")]
+    }
+
+    fn shut_down(&self, text: &str) -> Result<()> {
+        self.run.ask("gobgp", &["neighbor", &self.neighbor(), "shutdown", "--reason", text]).map(drop)
     }
 
     fn reasons(&self) -> Result<String> {

@@ -128,6 +128,19 @@ pub struct Heard {
     pub large: BTreeSet<String>,
 }
 
+/// Something that a make may not be able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Ask for all routes again.
+    Refresh,
+    /// Say that it kept its forwarding state over a restart.
+    Graceful,
+    /// Send a shutdown communication.
+    SendText,
+    /// Read a shutdown communication.
+    ReadText,
+}
+
 /// A running peer. All of it is asked of its own tools.
 pub trait Peer {
     /// What it is, with its version.
@@ -157,11 +170,16 @@ pub trait Peer {
     /// It refuses.
     fn refresh(&self) -> Result<()>;
 
-    /// Ends the session with a shutdown communication (RFC 9003); `false`: it has no way to.
+    /// Ends the session with a shutdown communication (RFC 9003).
     ///
     /// # Errors
     /// It refuses.
-    fn shut_down(&self, text: &str) -> Result<bool>;
+    fn shut_down(&self, text: &str) -> Result<()>;
+
+    /// What it cannot do by its make, with the reason.
+    fn lacks(&self) -> &'static [(Lack, &'static str)] {
+        &[]
+    }
 
     /// All that it tells of why a session ended.
     ///

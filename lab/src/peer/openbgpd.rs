@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Heard, LARGE, MED, Peer, Run, as_numbers};
+use super::{Heard, LARGE, Lack, MED, Peer, Run, as_numbers};
 use crate::lab::Lab;
 use crate::process::Process;
 use crate::wait::{LIMIT, Seen, until};
@@ -122,9 +122,8 @@ impl Peer for Openbgpd {
         self.control(&["neighbor", &self.run.setup.neighbor.to_string(), "refresh"]).map(drop)
     }
 
-    fn shut_down(&self, text: &str) -> Result<bool> {
-        self.control(&["neighbor", &self.run.setup.neighbor.to_string(), "down", text])?;
-        Ok(true)
+    fn shut_down(&self, text: &str) -> Result<()> {
+        self.control(&["neighbor", &self.run.setup.neighbor.to_string(), "down", text]).map(drop)
     }
 
     fn reasons(&self) -> Result<String> {
@@ -133,6 +132,10 @@ impl Peer for Openbgpd {
 
     fn reset(&self) -> Result<()> {
         self.control(&["neighbor", &self.run.setup.neighbor.to_string(), "clear"]).map(drop)
+    }
+
+    fn lacks(&self) -> &'static [(Lack, &'static str)] {
+        &[(Lack::Graceful, "its graceful restart is End-of-RIB only: it offers no family")]
     }
 
     fn processes(&self) -> &[Process] {
