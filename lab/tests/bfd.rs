@@ -4,6 +4,7 @@
 //! root. The endpoint is the router's own BFD thread (`martlet-lab bfd`).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -197,11 +198,12 @@ fn authentication_of_all_five_kinds_agrees_with_bird_and_a_wrong_key_stays_down(
         lab.link((&ours, &link), (&theirs, &link)).unwrap();
         ours.ip(&format!("addr add 10.0.{number}.1/24 dev {link}")).unwrap();
         theirs.ip(&format!("addr add 10.0.{number}.2/24 dev {link}")).unwrap();
-        config += &format!(
+        let _ = writeln!(
+            config,
             "interface \"{link}\" {{ min rx interval 300 ms; min tx interval 300 ms; idle tx interval 1 s; multiplier 5; \
-             authentication {kind}; password \"first\" {{ id 7; }}; password \"second\" {{ id 8; }}; }};\n"
+             authentication {kind}; password \"first\" {{ id 7; }}; password \"second\" {{ id 8; }}; }};"
         );
-        neighbors += &format!("neighbor 10.0.{number}.1 dev \"{link}\" local 10.0.{number}.2;\n");
+        let _ = writeln!(neighbors, "neighbor 10.0.{number}.1 dev \"{link}\" local 10.0.{number}.2;");
         let mut wish = Wish::to(kind, &link, [10, 0, u8::try_from(number).unwrap(), 2].into());
         wish.auth = Some(((*kind).to_owned(), vec![(7, "first".to_owned()), (8, "second".to_owned())]));
         right.push(wish);

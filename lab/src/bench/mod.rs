@@ -2,6 +2,7 @@
 //!
 //! A row is replaced by its name, all others are kept: parts can be measured one at a time.
 
+mod bfd;
 mod report;
 mod router;
 
@@ -31,7 +32,7 @@ pub struct Options {
 type Part = fn(&Options) -> Result<Vec<Row>>;
 
 /// The parts that exist.
-const PARTS: [(&str, Part); 1] = [("router", router::measure)];
+const PARTS: [(&str, Part); 2] = [("router", router::measure), ("bfd", bfd::measure)];
 
 /// Measures, prints a table and writes the file.
 ///

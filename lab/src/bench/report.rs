@@ -84,7 +84,8 @@ impl Machine {
     }
 }
 
-fn median(runs: &[f64]) -> f64 {
+/// The middle value, or the mean of the two in the middle.
+pub fn median(runs: &[f64]) -> f64 {
     let mut sorted = runs.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

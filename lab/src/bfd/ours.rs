@@ -1,5 +1,6 @@
 //! A running `martlet-lab bfd`: its sessions are written into its file, its lines are read as they come.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -124,6 +125,31 @@ impl Endpoint {
             _ => None,
         });
         Ok(changes.collect())
+    }
+
+    /// How many sessions are Up.
+    ///
+    /// # Errors
+    /// As [`Self::lines`].
+    pub fn up(&mut self) -> Result<usize> {
+        let states: BTreeMap<&str, &str> = self
+            .lines()?
+            .iter()
+            .filter_map(|line| match line {
+                Line::Changed { session, to, .. } => Some((session.as_str(), to.as_str())),
+                _ => None,
+            })
+            .collect();
+        Ok(states.values().filter(|state| **state == "Up").count())
+    }
+
+    /// How often any session left Up at or after `since_us` for this reason.
+    ///
+    /// # Errors
+    /// As [`Self::lines`].
+    pub fn downs_because(&mut self, since_us: u64, why: &str) -> Result<usize> {
+        let is_down = |line: &&Line| matches!(line, Line::Changed { at_us, from, diagnostic, .. } if from == "Up" && *at_us >= since_us && diagnostic == why);
+        Ok(self.lines()?.iter().filter(is_down).count())
     }
 
     /// How often any session left Up at or after `since_us`.
