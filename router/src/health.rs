@@ -1,18 +1,22 @@
 //! gRPC health (`grpc.health.v1`): what kubelet asks.
 //!
 //! `Readiness`: the router runs and its source can be read (and, by option, a gateway router is Up); `Egress`: a gateway
-//! router is Up; `NSPCli`: the source, by the name that it had in the frontend. Losing the source makes the pod unready;
-//! announcing and forwarding go on.
+//! router is Up; `NSPCli`: the source, by the name that it had in the frontend; the empty name: as `Readiness`. Losing the
+//! source makes the pod unready; announcing and forwarding go on. Another name is answered as the protocol has it: `Check`
+//! fails with `NOT_FOUND`, `Watch` says `SERVICE_UNKNOWN` and stays open.
 
 use std::io;
 use std::net::SocketAddr;
 
 use martlet_api::readiness::Families;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tracing::error;
 
 /// What health is made of.
@@ -39,10 +43,7 @@ pub fn services(vital: Vital, needs_egress: bool) -> [(&'static str, bool); 4] {
 /// When the address cannot be listened on.
 pub async fn serve(address: SocketAddr, vital: watch::Receiver<Vital>, needs_egress: bool) -> io::Result<()> {
     let listener = crate::metrics::listen(address).await?;
-    let (reporter, service) = tonic_health::server::health_reporter();
-    // Known before the first question.
-    tell(&reporter, *vital.borrow(), needs_egress).await;
-    tokio::spawn(report(reporter, vital, needs_egress));
+    let service = HealthServer::new(Answers { vital, needs_egress });
     tokio::spawn(async move {
         let served = Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)).await;
         if let Err(error) = served {
@@ -52,20 +53,63 @@ pub async fn serve(address: SocketAddr, vital: watch::Receiver<Vital>, needs_egr
     Ok(())
 }
 
-async fn report(reporter: HealthReporter, mut vital: watch::Receiver<Vital>, needs_egress: bool) {
-    loop {
-        let now = *vital.borrow_and_update();
-        tell(&reporter, now, needs_egress).await;
-        if vital.changed().await.is_err() {
-            return;
+/// The service itself. `tonic_health` has one, but it refuses to watch a name that it does not know.
+#[derive(Clone, Debug)]
+struct Answers {
+    vital: watch::Receiver<Vital>,
+    needs_egress: bool,
+}
+
+impl Answers {
+    /// What is said of the service `name` now.
+    fn status(&mut self, name: &str) -> ServingStatus {
+        let vital = *self.vital.borrow_and_update();
+        match services(vital, self.needs_egress).into_iter().find(|(known, _)| *known == name) {
+            Some((_, true)) => ServingStatus::Serving,
+            Some((_, false)) => ServingStatus::NotServing,
+            None => ServingStatus::ServiceUnknown,
         }
     }
 }
 
-async fn tell(reporter: &HealthReporter, vital: Vital, needs_egress: bool) {
-    for (name, serves) in services(vital, needs_egress) {
-        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
-        reporter.set_service_status(name, status).await;
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+#[tonic::async_trait]
+impl Health for Answers {
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        let name = request.into_inner().service;
+        match self.clone().status(&name) {
+            ServingStatus::ServiceUnknown => {
+                Err(Status::not_found(format!("no service {name:?}: accepted: Readiness, Egress, NSPCli, or empty")))
+            }
+            status => Ok(Response::new(response(status))),
+        }
+    }
+
+    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (mut answers, name) = (self.clone(), request.into_inner().service);
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut last = None;
+            loop {
+                let status = answers.status(&name);
+                if last.replace(status) != Some(status) && sender.send(Ok(response(status))).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    biased;
+                    () = sender.closed() => return,
+                    changed = answers.vital.changed() => if changed.is_err() {
+                        return;
+                    },
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 
@@ -93,7 +137,6 @@ mod tests {
 
     #[tokio::test]
     async fn kubelet_is_answered_and_an_unknown_name_is_unknown() {
-        use tonic_health::pb::HealthCheckRequest;
         use tonic_health::pb::health_client::HealthClient;
 
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -108,11 +151,32 @@ mod tests {
         while client.check(request("Readiness")).await.unwrap().into_inner().status().as_str_name() != "SERVING" {
             tokio::task::yield_now().await;
         }
-        let mut unknown = client.watch(request("Nobody")).await.map(tonic::Response::into_inner);
-        let said = match &mut unknown {
-            Ok(stream) => stream.message().await.unwrap().unwrap().status().as_str_name().to_owned(),
-            Err(status) => status.code().to_string(),
-        };
-        assert!(said == "SERVICE_UNKNOWN" || said.contains("not found"), "{said}");
+        for alias in ["", "NSPCli"] {
+            assert_eq!(client.check(request(alias)).await.unwrap().into_inner().status().as_str_name(), "SERVING");
+        }
+        let unknown = client.check(request("Nobody")).await.unwrap_err();
+        assert_eq!(unknown.code(), tonic::Code::NotFound, "{unknown}");
+        let mut unknown = client.watch(request("Nobody")).await.unwrap().into_inner();
+        assert_eq!(unknown.message().await.unwrap().unwrap().status().as_str_name(), "SERVICE_UNKNOWN");
+    }
+
+    #[tokio::test]
+    async fn who_watches_hears_each_change_once() {
+        use tonic_health::pb::health_client::HealthClient;
+
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (sender, vital) = watch::channel(Vital::default());
+        serve(free, vital, false).await.unwrap();
+        let endpoint = tonic::transport::Channel::from_shared(format!("http://{free}")).unwrap();
+        let mut client = HealthClient::new(endpoint.connect().await.unwrap());
+        let egress = HealthCheckRequest { service: "Egress".into() };
+        let mut heard = client.watch(egress).await.unwrap().into_inner();
+        assert_eq!(heard.message().await.unwrap().unwrap().status().as_str_name(), "NOT_SERVING");
+        // Nothing changes for Egress.
+        sender.send_replace(Vital { running: true, ..Vital::default() });
+        sender.send_replace(Vital { connectivity: Families { ipv4: true, ipv6: false }, ..Vital::default() });
+        assert_eq!(heard.message().await.unwrap().unwrap().status().as_str_name(), "SERVING");
+        drop(sender);
+        assert_eq!(heard.message().await.unwrap(), None, "the driver has ended");
     }
 }

@@ -27,7 +27,7 @@ struct Example {
 impl Example {
     fn start(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("martlet-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(&folder).expect("a folder for the socket");
         let child = Command::new("python3")
             .arg(repository().join("deploy/readiness/example.py"))
             .arg(folder.join("lb.sock"))
