@@ -58,6 +58,7 @@ type Samples = Vec<(String, u64)>;
 /// A gauge.
 struct Gauge {
     name: &'static str,
+    labels: &'static str,
     help: &'static str,
     read: fn(&Status) -> Samples,
 }
@@ -74,26 +75,31 @@ fn families(families: martlet_api::readiness::Families) -> Samples {
 const GAUGES: [Gauge; 9] = [
     Gauge {
         name: "martlet_router_peer_up",
+        labels: "{peer}",
         help: "Whether a GatewayRouter counts for external connectivity",
         read: |status| peers(status, |peer| u64::from(peer.up)),
     },
     Gauge {
         name: "martlet_bgp_session_established",
+        labels: "{peer}",
         help: "Whether the BGP session is Established",
         read: |status| peers(status, |peer| u64::from(peer.state == "Established")),
     },
     Gauge {
         name: "martlet_bgp_prefixes_held",
+        labels: "{peer}",
         help: "Prefixes held from a neighbour",
         read: |status| peers(status, |peer| u64::try_from(peer.received).unwrap_or(u64::MAX)),
     },
     Gauge {
         name: "martlet_bgp_prefixes_announced",
+        labels: "{peer}",
         help: "Prefixes that a neighbour was told",
         read: |status| peers(status, |peer| u64::try_from(peer.announced).unwrap_or(u64::MAX)),
     },
     Gauge {
         name: "martlet_bfd_session_up",
+        labels: "{session}",
         help: "Whether a BFD session is Up",
         read: |status| {
             let up = |(name, bfd): (&String, &crate::core::BfdView)| {
@@ -104,6 +110,7 @@ const GAUGES: [Gauge; 9] = [
     },
     Gauge {
         name: "martlet_router_vip_announced",
+        labels: "{vip,reason}",
         help: "Whether a VIP is announced, and why not",
         read: |status| {
             let vip = |(vip, view): (&ipnet::IpNet, &crate::core::VipView)| {
@@ -114,20 +121,44 @@ const GAUGES: [Gauge; 9] = [
     },
     Gauge {
         name: "martlet_router_connectivity",
+        labels: "{family}",
         help: "Whether a GatewayRouter of the family is Up",
         read: |status| families(status.connectivity),
     },
     Gauge {
         name: "martlet_router_egress_route",
+        labels: "{family}",
         help: "Whether a default route of the family is known",
         read: |status| families(status.egress),
     },
     Gauge {
         name: "martlet_router_note",
+        labels: "{note}",
         help: "What an operator should know",
         read: |status| status.notes.iter().map(|note| (format!("{{note=\"{note}\"}}"), 1)).collect(),
     },
 ];
+
+/// What is counted of BFD as a whole, and for a human.
+pub const BFD: [(&str, &str); 8] = [
+    ("packets_received", "BFD control packets received"),
+    ("packets_sent", "BFD control packets sent"),
+    ("packets_unsent", "BFD packets that could not be sent: no interface, no address, no route"),
+    ("packets_discarded", "BFD packets discarded, for any reason"),
+    ("receive_errors", "Times that a BFD socket could not be read"),
+    ("stalls", "Times that the BFD thread woke more than 2 ms late"),
+    ("worst_lateness_us", "How late a BFD packet left at worst, microseconds"),
+    ("worst_stall_us", "How late the BFD thread woke at worst, microseconds"),
+];
+
+/// The name of a metric of BFD, and its type: what is worst is no count.
+fn bfd_metric(counted: &str) -> (String, &'static str) {
+    if counted.starts_with("worst_") {
+        (format!("martlet_bfd_{counted}"), "gauge")
+    } else {
+        (format!("martlet_bfd_{counted}_total"), "counter")
+    }
+}
 
 /// The exposition format of Prometheus.
 pub fn text<'a>(
@@ -136,7 +167,7 @@ pub fn text<'a>(
     bfd: &BTreeMap<&'static str, u64>,
 ) -> String {
     let mut text = String::new();
-    for Gauge { name, help, read } in &GAUGES {
+    for Gauge { name, help, read, .. } in &GAUGES {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
         for (labels, value) in read(status) {
             let _ = writeln!(text, "{name}{labels} {value}");
@@ -149,10 +180,11 @@ pub fn text<'a>(
             let _ = writeln!(text, "martlet_bgp_{name}_total{{peer=\"{peer}\"}} {}", read(counted));
         }
     }
-    for (name, value) in bfd {
-        // What is worst is no count.
-        let (kind, suffix) = if name.starts_with("worst_") { ("gauge", "") } else { ("counter", "_total") };
-        let _ = writeln!(text, "# TYPE martlet_bfd_{name}{suffix} {kind}\nmartlet_bfd_{name}{suffix} {value}");
+    for (counted, help) in BFD {
+        if let Some(value) = bfd.get(counted) {
+            let (name, kind) = bfd_metric(counted);
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        }
     }
     text
 }
@@ -160,11 +192,15 @@ pub fn text<'a>(
 /// The table for the docs.
 pub fn markdown() -> String {
     let mut table = String::from("| metric | type | meaning |\n|---|---|---|\n");
-    for Gauge { name, help, .. } in &GAUGES {
-        let _ = writeln!(table, "| `{name}` | gauge | {help} |");
+    for Gauge { name, labels, help, .. } in &GAUGES {
+        let _ = writeln!(table, "| `{name}{labels}` | gauge | {help} |");
     }
     for Counted { name, help, .. } in &Counted::ALL {
-        let _ = writeln!(table, "| `martlet_bgp_{name}_total` | counter | {help} |");
+        let _ = writeln!(table, "| `martlet_bgp_{name}_total{{peer}}` | counter | {help} |");
+    }
+    for (counted, help) in BFD {
+        let (name, kind) = bfd_metric(counted);
+        let _ = writeln!(table, "| `{name}` | {kind} | {help} |");
     }
     table
 }
@@ -262,7 +298,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is missing in\n{text}");
         }
-        assert_eq!(markdown().lines().count(), 2 + GAUGES.len() + Counted::ALL.len());
+        assert_eq!(markdown().lines().count(), 2 + GAUGES.len() + Counted::ALL.len() + BFD.len());
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use martlet_netlink::{Change, Event, Events, Kernel as Netlink, Owner};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, warn};
 
-use crate::bfd_io::{self, BfdHandle, BfdThread};
+use crate::bfd_io::{self, BfdHandle, BfdThread, Statistics};
 use crate::driver::{Bfd, Kernel, News, Source};
 use crate::mirror::Failure;
 
@@ -165,20 +165,24 @@ impl Bfd for BfdTask {
     }
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {
-        let counted = self.handle.statistics();
-        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        [
-            ("packets_received", counted.received),
-            ("packets_sent", counted.sent),
-            ("packets_unsent", counted.unsent),
-            ("packets_discarded", counted.discarded.values().sum()),
-            ("receive_errors", counted.receive_errors),
-            ("stalls", counted.stalls),
-            ("worst_lateness_us", micros(counted.worst_lateness)),
-            ("worst_stall_us", micros(counted.worst_stall)),
-        ]
-        .into()
+        counted(&self.handle.statistics())
     }
+}
+
+/// By the names of [`crate::metrics::BFD`].
+fn counted(counted: &Statistics) -> BTreeMap<&'static str, u64> {
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    [
+        ("packets_received", counted.received),
+        ("packets_sent", counted.sent),
+        ("packets_unsent", counted.unsent),
+        ("packets_discarded", counted.discarded.values().sum()),
+        ("receive_errors", counted.receive_errors),
+        ("stalls", counted.stalls),
+        ("worst_lateness_us", micros(counted.worst_lateness)),
+        ("worst_stall_us", micros(counted.worst_stall)),
+    ]
+    .into()
 }
 
 /// Objects of a source, as one Gateway sees them.
@@ -213,5 +217,18 @@ impl Source for ObjectsSource {
 
     fn is_reached(&self) -> bool {
         self.objects.borrow().synced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_bfd_counts_is_what_the_table_of_metrics_names() {
+        let named: Vec<_> = counted(&Statistics::default()).into_keys().collect();
+        let mut table = crate::metrics::BFD.map(|(name, _)| name);
+        table.sort_unstable();
+        assert_eq!(named, table);
     }
 }
