@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
-use martlet_bfd::{SessionConfig, SessionId, State};
+use martlet_bfd::{SessionConfig, SessionId, SessionStatus, State};
 use martlet_bgp::{
     BfdState, ConnectionId, Endpoints, Event, Input, Local, NeighborConfig, NeighborId, Output, Speaker, Ticket,
 };
@@ -139,6 +139,16 @@ struct Plain {
     tell: Listener,
 }
 
+/// What BFD says of a path. Administratively down, at either end, says nothing (RFC 5882 section 3.2): FRR takes its session
+/// down that way, and makes another, in the moment in which BGP is Established.
+fn path(status: &SessionStatus) -> BfdState {
+    match (status.state, status.remote_state) {
+        (State::Up, _) => BfdState::Up,
+        (State::AdminDown, _) | (_, State::AdminDown) => BfdState::AdminDown,
+        (State::Down | State::Init, _) => BfdState::Down,
+    }
+}
+
 impl Plain {
     async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
         let fixed = self.options.neighbors.iter().filter(|(_, neighbor)| !neighbor.dynamic);
@@ -159,7 +169,7 @@ impl Plain {
             tokio::select! {
                 biased;
                 sessions = self.bfd.next() => {
-                    let states = sessions.into_iter().map(|(id, status)| (id, status.state)).collect();
+                    let states = sessions.into_iter().map(|(id, status)| (id, path(&status))).collect();
                     self.on_bfd(&states);
                 }
                 signal = signals.recv(), if !self.stopping => {
@@ -209,14 +219,10 @@ impl Plain {
         self.bfd.set(sessions);
     }
 
-    fn on_bfd(&mut self, sessions: &BTreeMap<SessionId, State>) {
+    fn on_bfd(&mut self, sessions: &BTreeMap<SessionId, BfdState>) {
         let states = self.members.iter().filter_map(|(id, neighbor)| {
-            let state = match sessions.get(&self.session(neighbor)?) {
-                Some(State::Up) => BfdState::Up,
-                Some(State::AdminDown) => BfdState::AdminDown,
-                _ => BfdState::Down,
-            };
-            Some((id.clone(), state))
+            let state = sessions.get(&self.session(neighbor)?).copied();
+            Some((id.clone(), state.unwrap_or(BfdState::Down)))
         });
         let states = states.collect();
         self.speaker.handle(self.now(), Input::SetBfd(&states));
@@ -410,5 +416,30 @@ impl Plain {
         if !changes.is_empty() {
             self.kernel.apply(changes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_neighbour_that_takes_its_bfd_down_on_purpose_has_not_failed() {
+        let status = |state, remote_state| SessionStatus {
+            state,
+            since: Instant::ORIGIN,
+            diagnostic: martlet_bfd::Diagnostic::NeighborSignaledDown,
+            remote_state,
+            remote_diagnostic: martlet_bfd::Diagnostic::None,
+            local_discriminator: 1,
+            remote_discriminator: 2,
+            transmit_interval: std::time::Duration::from_secs(1),
+            detection_time: std::time::Duration::from_secs(3),
+        };
+        assert_eq!(path(&status(State::Down, State::AdminDown)), BfdState::AdminDown);
+        assert_eq!(path(&status(State::AdminDown, State::Up)), BfdState::AdminDown);
+        assert_eq!(path(&status(State::Down, State::Down)), BfdState::Down);
+        assert_eq!(path(&status(State::Init, State::Init)), BfdState::Down);
+        assert_eq!(path(&status(State::Up, State::Up)), BfdState::Up);
     }
 }
