@@ -335,6 +335,7 @@ async fn story(tenant: &Tenant<'_, '_>, outside: &Outside) -> Result<()> {
     println!("    rolling update: {good} rounds went well, {} did not, never fewer than {fewest} next hops", bad.len());
     bad.iter().take(5).for_each(|error| println!("        {error}"));
     ensure!(fewest >= 1, "the VIP was without a next hop");
+    ensure!(bad.len() * 100 <= good, "more than one round of a hundred went wrong: {bad:?}");
     outside.ask(10).context("after the rolling update")?;
 
     // The API server is away: nothing is withdrawn, packets go on.
