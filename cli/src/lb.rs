@@ -1,10 +1,12 @@
 //! `martlet lb`: flags and variables of the load balancer.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use martlet_api::view::ObjectName;
+use martlet_lb::control::CONTROL_SOCKET;
 use martlet_lb::engine::{FragmentMode, Policy};
 use martlet_lb::offload::Engine;
 use martlet_lb::queue::{Loop, Settings};
@@ -39,6 +41,36 @@ pub struct Args {
     /// Who chooses endpoints: queue (threads), kernel (nftables, as far as it can), auto (the kernel unless that is too much).
     #[arg(long, env = "MARTLET_ENGINE", default_value = "queue", value_name = "ENGINE")]
     engine: Engine,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    queue: QueueArgs,
+    /// Take endpoints that do not answer on their link out of the tables, before Kubernetes says so.
+    #[arg(long, env = "MARTLET_LIVENESS")]
+    liveness: bool,
+    /// Slots of each Maglev table, a prime; otherwise by the most endpoints of the Service (65537 at 100).
+    #[arg(long, env = "MARTLET_TABLE_SIZE", value_name = "SLOTS")]
+    table_size: Option<u32>,
+    /// Where `martlet show` and `trace` ask; empty: nowhere.
+    #[arg(long, env = "MARTLET_LB_CONTROL_SOCKET", default_value = CONTROL_SOCKET, value_name = "PATH")]
+    control_socket: String,
+    /// Where Prometheus asks; empty: nowhere.
+    #[arg(long, env = "MARTLET_LB_METRICS", default_value = "[::]:2226", value_name = "ADDRESS:PORT")]
+    metrics: String,
+    /// Where probes of grpc.health.v1 ask; empty: nowhere.
+    #[arg(long, env = "MARTLET_LB_HEALTH", default_value = "[::]:2227", value_name = "ADDRESS:PORT")]
+    health: String,
+    /// At the end: how long to forward on after the router was told, seconds.
+    #[arg(long, env = "MARTLET_DRAIN", default_value_t = 10, value_name = "SECONDS")]
+    drain: u64,
+    /// Remove what a load balancer left in the kernel, and end.
+    #[arg(long)]
+    clean: bool,
+}
+
+/// What becomes of packets.
+#[derive(Debug, clap::Args)]
+struct PolicyArgs {
     /// Tell the sender (TCP reset, ICMP) when there is no route or no endpoint, instead of dropping silently.
     #[arg(long, env = "MARTLET_REJECT")]
     reject: bool,
@@ -49,9 +81,11 @@ pub struct Args {
     /// Choose as nfqlb does, for a rolling migration: all replicas of a Gateway alike.
     #[arg(long, env = "MARTLET_NFQLB")]
     nfqlb: bool,
-    /// Take endpoints that do not answer on their link out of the tables, before Kubernetes says so.
-    #[arg(long, env = "MARTLET_LIVENESS")]
-    liveness: bool,
+}
+
+/// The queues.
+#[derive(Debug, clap::Args)]
+struct QueueArgs {
     /// First and last nfqueue, a thread each; otherwise one for each CPU, at most four.
     #[arg(long, env = "MARTLET_QUEUES", value_name = "FIRST:LAST", value_parser = queues)]
     queues: Option<(u16, u16)>,
@@ -70,15 +104,6 @@ pub struct Args {
     /// Pick the queue by the CPU of a packet instead of the hash of its addresses.
     #[arg(long, env = "MARTLET_QUEUE_FANOUT")]
     fanout: bool,
-    /// Slots of each Maglev table, a prime; otherwise by the most endpoints of the Service (65537 at 100).
-    #[arg(long, env = "MARTLET_TABLE_SIZE", value_name = "SLOTS")]
-    table_size: Option<u32>,
-    /// At the end: how long to forward on after the router was told, seconds.
-    #[arg(long, env = "MARTLET_DRAIN", default_value_t = 10, value_name = "SECONDS")]
-    drain: u64,
-    /// Remove what a load balancer left in the kernel, and end.
-    #[arg(long)]
-    clean: bool,
 }
 
 /// `first:last`, or one number.
@@ -90,6 +115,12 @@ fn queues(text: &str) -> Result<(u16, u16), String> {
     }
 }
 
+/// Where to listen, or nowhere.
+fn address(flag: &str, text: &str) -> anyhow::Result<Option<SocketAddr>> {
+    let parse = || text.parse().with_context(|| format!("{flag} {text}: accepted: such as [::]:2226, or ''"));
+    (!text.is_empty()).then(parse).transpose()
+}
+
 impl Args {
     /// Runs the load balancer until a signal ends it.
     pub async fn run(self) -> anyhow::Result<()> {
@@ -98,12 +129,13 @@ impl Args {
         }
         let gateway = self.gateway.context("--gateway is missing")?;
         let defaults = Options::default();
-        let range = self.queues.map_or(defaults.queue.queues.clone(), |(first, last)| first..=last);
-        let queue = Settings {
-            queue_loop: self.queue_loop,
+        let Self { policy, queue, .. } = self;
+        let range = queue.queues.map_or(defaults.queue.queues.clone(), |(first, last)| first..=last);
+        let settings = Settings {
+            queue_loop: queue.queue_loop,
             queues: range,
-            copy_range: self.copy_range,
-            length: self.queue_length,
+            copy_range: queue.copy_range,
+            length: queue.queue_length,
             ..defaults.queue.clone()
         };
         run::run(Options {
@@ -111,16 +143,31 @@ impl Args {
             gateway: ObjectName { namespace: self.namespace.into(), name: gateway.into() },
             internal_interface: self.internal_interface.map(Into::into),
             socket: self.socket,
-            queue,
+            queue: settings,
             engine: self.engine,
-            policy: Policy { reject: self.reject, fragments: self.fragments, nfqlb: self.nfqlb },
+            policy: Policy { reject: policy.reject, fragments: policy.fragments, nfqlb: policy.nfqlb },
             liveness: self.liveness,
-            bypass: self.bypass,
-            fanout: self.fanout,
+            bypass: queue.bypass,
+            fanout: queue.fanout,
             drain: Duration::from_secs(self.drain),
             table_size: self.table_size,
+            metrics: address("--metrics", &self.metrics)?,
+            health: address("--health", &self.health)?,
+            control_socket: (!self.control_socket.is_empty()).then(|| self.control_socket.into()),
             ..defaults
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_address_is_nowhere_and_nonsense_names_its_flag() {
+        assert_eq!(address("--metrics", "").unwrap(), None);
+        assert_eq!(address("--metrics", "[::]:2226").unwrap().unwrap().port(), 2226);
+        assert!(address("--health", "2227").unwrap_err().to_string().starts_with("--health 2227: accepted"));
     }
 }

@@ -4,6 +4,7 @@
 
 mod controller;
 mod lb;
+mod lb_show;
 mod lint;
 mod logging;
 mod router;
@@ -35,10 +36,12 @@ enum Command {
     Controller(Box<controller::Args>),
     /// Speak BGP without Kubernetes: a lab gateway, a looking glass, the subject of a benchmark.
     Speaker(speaker::Args),
-    /// Show what a running router knows.
+    /// Show what a running router or load balancer knows.
     Show(show::Show),
     /// Explain why a VIP is announced, or is not.
     Explain(show::Explain),
+    /// Tell the way of a flow through a running load balancer: route, slot, endpoint, mark.
+    Trace(lb_show::Trace),
     /// Close a BGP session and start it anew.
     Reset(show::Peer),
     /// Ask a BGP neighbour for its routes again (RFC 2918).
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Speaker(args) => on_runtime(args.run()),
         Command::Show(args) => return asked(on_runtime(args.run()).map(|()| ExitCode::SUCCESS)),
         Command::Explain(args) => return asked(on_runtime(args.run())),
+        Command::Trace(args) => return asked(on_runtime(args.run())),
         Command::Reset(args) => return asked(on_runtime(args.reset()).map(|()| ExitCode::SUCCESS)),
         Command::Refresh(args) => return asked(on_runtime(args.refresh()).map(|()| ExitCode::SUCCESS)),
         Command::Lint(args) => return args.run(),

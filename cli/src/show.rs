@@ -1,4 +1,6 @@
 //! `martlet show`, `explain`, `reset`, `refresh`: questions to a running router.
+//!
+//! What `show` asks the load balancer instead is in [`crate::lb_show`].
 
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
@@ -12,13 +14,15 @@ use martlet_router::control::{Answer, Request, ask};
 use martlet_router::core::Status;
 use martlet_router::options::CONTROL_SOCKET;
 
+use crate::lb_show::{self, Part};
 use crate::table::Table;
 
 const EXAMPLES: &str = "\
 Examples:
   martlet show peers
   martlet show vips --watch
-  martlet show routes -o json";
+  martlet show routes -o json
+  martlet show endpoints                  of the load balancer, as are services, flows and queues";
 
 /// Where the router is, and how it is shown.
 #[derive(Debug, clap::Args)]
@@ -56,6 +60,8 @@ pub struct Show {
     watch: bool,
     #[command(flatten)]
     at: Where,
+    #[command(flatten)]
+    lb: lb_show::LoadBalancer,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -76,6 +82,27 @@ enum What {
     Counters,
     /// All of the router's status.
     Status,
+    /// Services of the load balancer.
+    Services,
+    /// Endpoints of the load balancer: state, mark, share, packets.
+    Endpoints,
+    /// Routes (L34Route) in the order in which the load balancer asks them.
+    Flows,
+    /// Queues of the load balancer, and what it dropped.
+    Queues,
+}
+
+impl What {
+    /// What is for the load balancer to answer.
+    const fn of_lb(self) -> Option<Part> {
+        match self {
+            Self::Services => Some(Part::Services),
+            Self::Endpoints => Some(Part::Endpoints),
+            Self::Flows => Some(Part::Flows),
+            Self::Queues => Some(Part::Queues),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -90,16 +117,9 @@ impl Show {
     /// Shows it once, or until interrupted.
     pub async fn run(self) -> anyhow::Result<()> {
         loop {
-            let request = match self.what {
-                What::Routes => Request::Routes(usize::MAX),
-                What::Events => Request::Events(0),
-                What::Counters => Request::Counters,
-                What::Peers | What::Bfd | What::Vips | What::Objects | What::Status => Request::Status,
-            };
-            let answer = self.at.ask(&request).await?;
-            let text = match self.output {
-                Format::Json => json(self.what, &answer)?,
-                Format::Table => table(self.what, &answer),
+            let text = match self.what.of_lb() {
+                Some(part) => self.of_lb(part).await?,
+                None => self.of_router().await?,
             };
             if self.watch && std::io::stdout().is_terminal() {
                 // Home, and clear what is below.
@@ -110,6 +130,28 @@ impl Show {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn of_router(&self) -> anyhow::Result<String> {
+        let request = match self.what {
+            What::Routes => Request::Routes(usize::MAX),
+            What::Events => Request::Events(0),
+            What::Counters => Request::Counters,
+            _ => Request::Status,
+        };
+        let answer = self.at.ask(&request).await?;
+        match self.output {
+            Format::Json => json(self.what, &answer),
+            Format::Table => Ok(table(self.what, &answer)),
+        }
+    }
+
+    async fn of_lb(&self, part: Part) -> anyhow::Result<String> {
+        let state = self.lb.state().await?;
+        match self.output {
+            Format::Json => Ok(serde_json::to_string_pretty(&lb_show::json(part, &state)?)? + "\n"),
+            Format::Table => Ok(lb_show::table(part, &state)),
         }
     }
 }

@@ -7,7 +7,8 @@
 //! (which VIPs are served), [`counters`], [`status`] and [`show`] (what is shown).
 //!
 //! At the edge: [`queue`] (nfqueue, one thread a queue), [`readiness`] (the unix socket to the router), [`follow`] (a new
-//! view, and what is done about it in which order), [`control`] (the socket that `martlet show` asks), [`run`] (the wiring).
+//! view, and what is done about it in which order), [`control`], [`metrics`] and
+//! [`health`] (the surfaces), [`run`] (the wiring).
 
 pub mod control;
 pub mod counters;
@@ -16,8 +17,10 @@ pub mod flow;
 pub mod follow;
 pub mod fragment;
 pub mod hash;
+pub mod health;
 pub mod icmp;
 pub mod maglev;
+pub mod metrics;
 pub mod nfqlb;
 pub mod offload;
 pub mod packet;

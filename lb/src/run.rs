@@ -1,5 +1,6 @@
 //! The wiring of the load balancer: source, kernel, queues, router; and its end.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::control;
 use crate::engine::{Policy, Tables};
 use crate::follow::{Follower, remove};
 use crate::maglev::Size;
@@ -24,6 +24,7 @@ use crate::readiness::Server;
 use crate::rules::{NFT_TABLE, owner};
 use crate::status::Status;
 use crate::targets::Settings;
+use crate::{control, health, metrics};
 
 /// More deletions of our objects by others than this within a second: we wait a second before we answer.
 const CONFLICT: usize = 10;
@@ -57,6 +58,10 @@ pub struct Options {
     pub status: Option<watch::Sender<Arc<Status>>>,
     /// Where `martlet show` and `trace` ask; `None`: nowhere.
     pub control_socket: Option<PathBuf>,
+    /// Where Prometheus asks; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Where probes of `grpc.health.v1` ask; `None`: nowhere.
+    pub health: Option<SocketAddr>,
     /// Slots of each Maglev table, a prime; `None`: by the most endpoints that a Service may have.
     pub table_size: Option<u32>,
 }
@@ -79,6 +84,8 @@ impl Default for Options {
             policy: Policy::default(),
             status: None,
             control_socket: None,
+            metrics: None,
+            health: None,
             table_size: None,
         }
     }
@@ -125,7 +132,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     let mut follower =
         Follower::new(options.gateway.clone(), settings, (kernel, nft), (options.engine, queue, queues), server);
     follower.look().await?;
-    let seen = serve(&options);
+    let seen = serve(&options).await;
     let mut beats = interval(HEARTBEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The turn that the threads were last asked about, and whether the router still waits for the beat.
@@ -188,13 +195,23 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
 
 /// The surfaces, and where the state is put for them; `None`: nobody wants to see it. A socket that cannot be had is said,
 /// and missed by nobody but its askers.
-fn serve(options: &Options) -> Option<watch::Sender<Arc<Status>>> {
-    let wanted = options.status.is_some() || options.control_socket.is_some();
+async fn serve(options: &Options) -> Option<watch::Sender<Arc<Status>>> {
+    let wanted = options.control_socket.is_some() || options.metrics.is_some() || options.health.is_some();
     let status = options.status.clone().or_else(|| wanted.then(|| watch::channel(Arc::default()).0))?;
     if let Some(path) = &options.control_socket
         && let Err(error) = control::serve(path, status.subscribe())
     {
         tracing::warn!(path = %path.display(), %error, "no control socket: martlet show will not answer");
+    }
+    if let Some(address) = options.metrics
+        && let Err(error) = metrics::serve(address, status.subscribe()).await
+    {
+        tracing::warn!(%address, %error, "no metrics port: scrapes will fail");
+    }
+    if let Some(address) = options.health
+        && let Err(error) = health::serve(address, status.subscribe()).await
+    {
+        tracing::warn!(%address, %error, "no health port: probes will fail");
     }
     Some(status)
 }

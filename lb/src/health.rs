@@ -1,0 +1,108 @@
+//! gRPC health (`grpc.health.v1`): what kubelet asks.
+//!
+//! `Readiness` (and the empty name): all queue threads answer, the source has said what exists, and we are not about to
+//! end. `Engine`: the first of these alone. Whether a VIP is ready is not asked here: that is between us and the router.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tracing::error;
+
+use crate::status::Status;
+
+/// The port, unless told otherwise.
+pub const HEALTH_PORT: u16 = 2227;
+
+/// The services and whether they serve.
+fn services(status: &Status) -> [(&'static str, bool); 3] {
+    let ends = status.readiness.as_ref().is_some_and(|told| told.draining);
+    let ready = status.alive && status.source_reached && !ends;
+    [("", ready), ("Readiness", ready), ("Engine", status.alive)]
+}
+
+/// Serves health on `address` until the runtime ends.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(address: SocketAddr, status: watch::Receiver<Arc<Status>>) -> io::Result<()> {
+    let listener = crate::metrics::listen(address).await?;
+    let (reporter, service) = tonic_health::server::health_reporter();
+    // Known before the first question.
+    let now = services(&status.borrow());
+    tell(&reporter, now).await;
+    tokio::spawn(report(reporter, status));
+    tokio::spawn(async move {
+        let served = Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)).await;
+        if let Err(error) = served {
+            error!(%error, "health is no longer served");
+        }
+    });
+    Ok(())
+}
+
+async fn report(reporter: HealthReporter, mut status: watch::Receiver<Arc<Status>>) {
+    loop {
+        let now = services(&status.borrow_and_update());
+        tell(&reporter, now).await;
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn tell(reporter: &HealthReporter, services: [(&'static str, bool); 3]) {
+    for (name, serves) in services {
+        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        reporter.set_service_status(name, status).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use martlet_api::readiness::{Readiness, VERSION};
+
+    use super::*;
+    use crate::status::tests::example;
+
+    #[test]
+    fn readiness_needs_engine_and_source_and_no_end() {
+        let serves = |status: &Status, name: &str| {
+            services(status).into_iter().find(|(of, _)| *of == name).map(|(_, serves)| serves).unwrap()
+        };
+        let all = example();
+        assert!(serves(&all, "Readiness") && serves(&all, "") && serves(&all, "Engine"));
+        let hung = Status { alive: false, ..all.clone() };
+        assert!(!serves(&hung, "Readiness") && !serves(&hung, "Engine"));
+        let blind = Status { source_reached: false, ..all.clone() };
+        assert!(!serves(&blind, "Readiness") && serves(&blind, "Engine"));
+        let told =
+            Readiness { version: VERSION, gateway: "sllb-a".into(), draining: true, vips: [].into_iter().collect() };
+        let ends = Status { readiness: Some(told), ..all };
+        assert!(!serves(&ends, "Readiness") && serves(&ends, "Engine"));
+    }
+
+    #[tokio::test]
+    async fn kubelet_is_answered_as_things_change() {
+        use tonic_health::pb::HealthCheckRequest;
+        use tonic_health::pb::health_client::HealthClient;
+
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (sender, status) = watch::channel(Arc::new(Status::default()));
+        serve(free, status).await.unwrap();
+        let endpoint = tonic::transport::Channel::from_shared(format!("http://{free}")).unwrap();
+        let mut client = HealthClient::new(endpoint.connect().await.unwrap());
+        let request = || HealthCheckRequest { service: "Readiness".into() };
+        let status = client.check(request()).await.unwrap().into_inner().status();
+        assert_eq!(status.as_str_name(), "NOT_SERVING");
+        sender.send_replace(Arc::new(example()));
+        while client.check(request()).await.unwrap().into_inner().status().as_str_name() != "SERVING" {
+            tokio::task::yield_now().await;
+        }
+    }
+}
