@@ -18,6 +18,19 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("zebra", "frr"),
 ];
 
+/// What interoperability needs besides.
+const PEERS: [(&str, &str); 9] = [
+    ("bird", "bird2"),
+    ("birdc", "bird2"),
+    ("gobgpd", "gobgpd"),
+    ("gobgp", "gobgpd"),
+    ("bgpctl", "openbgpd"),
+    ("exabgp", "exabgp"),
+    ("tshark", "tshark"),
+    ("nft", "nftables"),
+    ("ss", "iproute2"),
+];
+
 /// Root, the right to make namespaces, the programs.
 ///
 /// # Errors
@@ -32,7 +45,19 @@ pub fn check() -> Result<()> {
             "this machine does not let us make network namespaces ({error}): labs need CAP_SYS_ADMIN and CAP_NET_ADMIN"
         );
     }
-    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !is_there(program)).collect();
+    programs(&PROGRAMS)
+}
+
+/// The peers of interoperability tests and the tools to look at them.
+///
+/// # Errors
+/// Something is missing: one line that says what, and what to do.
+pub fn peers() -> Result<()> {
+    programs(&PEERS)
+}
+
+fn programs(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = wanted.iter().filter(|(program, _)| !is_there(program)).collect();
     if !missing.is_empty() {
         let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
         let packages: BTreeSet<_> = missing.iter().map(|(_, package)| *package).collect();

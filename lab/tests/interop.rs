@@ -8,9 +8,12 @@ use martlet_lab::preflight;
 #[test]
 fn every_peer_exchanges_routes_of_both_families_and_is_told_why_we_end() {
     preflight::check().unwrap();
+    preflight::peers().unwrap();
     let variants: Vec<Variant> = [false, true]
         .into_iter()
-        .flat_map(|ipv6| Make::ALL.map(|make| Variant { make, ipv6, internal: false, md5: false, wide: ipv6 }))
+        .flat_map(|ipv6| {
+            Make::ALL.map(|make| Variant { make, ipv6, internal: false, md5: false, wide: ipv6, old: false })
+        })
         .collect();
     let outcomes = play_all(&variants, &Feature::SMOKE, 5).unwrap();
     let failures: Vec<_> =
@@ -22,6 +25,7 @@ fn every_peer_exchanges_routes_of_both_families_and_is_told_why_we_end() {
 #[test]
 fn both_sides_open_at_once_and_one_session_stays() {
     preflight::check().unwrap();
+    preflight::peers().unwrap();
     std::thread::scope(|scope| {
         let plays = [Make::Frr, Make::Bird].map(|make| scope.spawn(move || collide(make, 10).unwrap()));
         for play in plays {

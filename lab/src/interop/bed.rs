@@ -26,6 +26,7 @@ pub const FEEDER_AS: u32 = 4_200_000_003;
 
 /// A cell's coordinates: with whom, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an axis of the matrix")]
 pub struct Variant {
     /// Who the peer is.
     pub make: Make,
@@ -37,50 +38,55 @@ pub struct Variant {
     pub md5: bool,
     /// Port 10179 and AS numbers of four octets, else port 179 and two octets.
     pub wide: bool,
+    /// The peer speaks two-octet AS numbers only (RFC 6793 section 4.2.2); eBGP.
+    pub old: bool,
 }
+
+/// How a speaker of two-octet AS numbers sees those that do not fit.
+pub const AS_TRANS: u32 = 23456;
 
 impl Variant {
     /// The port that both listen on.
-    pub const fn port(&self) -> u16 {
+    pub const fn port(self) -> u16 {
         if self.wide { 10179 } else { 179 }
     }
 
     /// Our AS number.
-    pub const fn local_as(&self) -> u32 {
+    pub const fn local_as(self) -> u32 {
         if self.wide { 4_200_000_001 } else { 65001 }
     }
 
     /// The peer's AS number.
-    pub const fn peer_as(&self) -> u32 {
+    pub const fn peer_as(self) -> u32 {
         match (self.internal, self.wide) {
             (true, _) => self.local_as(),
-            (false, true) => 4_248_829_953,
-            (false, false) => 65002,
+            (false, true) if !self.old => 4_248_829_953,
+            (false, _) => 65002,
         }
     }
 
     /// The address of host 1 (we), 2 (the peer) or 3 (the third).
-    pub fn address(&self, host: u8) -> IpAddr {
+    pub fn address(self, host: u8) -> IpAddr {
         let host16 = u16::from(host);
         if self.ipv6 { [0xfd01, 0, 0, 0, 0, 0, 0, host16].into() } else { [10, 1, 0, host].into() }
     }
 
     /// What we announce.
-    pub fn ours(&self) -> IpNet {
+    pub fn ours(self) -> IpNet {
         self.prefix(0x20, 1, 128)
     }
 
     /// What host 2 or 3 announces as it is.
-    pub fn plain(&self, host: u8) -> IpNet {
+    pub fn plain(self, host: u8) -> IpNet {
         self.prefix(0x30 + u16::from(host), 0, 64)
     }
 
     /// What host 2 or 3 announces with MED, large community and a longer path.
-    pub fn tagged(&self, host: u8) -> IpNet {
+    pub fn tagged(self, host: u8) -> IpNet {
         self.prefix(0x40 + u16::from(host), 0, 64)
     }
 
-    fn prefix(&self, number: u16, last: u16, bits: u8) -> IpNet {
+    fn prefix(self, number: u16, last: u16, bits: u8) -> IpNet {
         let address: IpAddr = if self.ipv6 {
             [0x2a00, number, 0, 0, 0, 0, 0, last].into()
         } else {
@@ -94,19 +100,19 @@ impl Variant {
     }
 
     /// How a peer at host 2 or 3 is set up.
-    pub fn setup(&self, host: u8) -> Setup {
+    pub fn setup(self, host: u8) -> Setup {
         Setup {
             address: self.address(host),
             neighbor: self.address(1),
             local_as: if host == 2 { self.peer_as() } else { FEEDER_AS },
-            remote_as: self.local_as(),
+            remote_as: if self.old && host == 2 { AS_TRANS } else { self.local_as() },
             port: self.port(),
             password: (self.md5 && host == 2).then(|| "secret".to_owned()),
             hold_time_s: 9,
             announce: self.plain(host),
             tagged: Some(self.tagged(host)),
             graceful: false,
-            four_octet: true,
+            four_octet: !(self.old && host == 2),
             bfd: false,
             restarted: false,
         }

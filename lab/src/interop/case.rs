@@ -9,14 +9,14 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::bed::{Bed, FEEDER_AS, Martlet, Variant, is, is_of};
+use super::bed::{AS_TRANS, Bed, FEEDER_AS, Martlet, Variant, is, is_of};
 use crate::peer::{Heard, LARGE, Lack, MED, Make, Peer, Setup};
 use crate::sys::Signal;
 use crate::wait::{Seen, until};
 use crate::wire::What;
 
 /// Enough for a session with the slowest of them: `GoBGP` takes up to nine seconds, on a calm machine.
-const SESSION: Duration = Duration::from_secs(60);
+const SESSION: Duration = Duration::from_mins(1);
 /// Enough for anything that follows at once.
 const SOON: Duration = Duration::from_secs(20);
 /// A speaker that was told to stop ends within this.
@@ -151,7 +151,7 @@ impl Case {
         match feature {
             Feature::Session => self.session(0),
             Feature::ToPeer => self.to_peer(),
-            Feature::FromPeer => self.from_peer(),
+            Feature::FromPeer => self.of_peer(),
             Feature::AttributesIn => self.attributes_in(),
             Feature::Transit => self.transit(),
             Feature::WithdrawOut => self.withdraw_out(),
@@ -202,7 +202,7 @@ impl Case {
         Ok(event.get("attributes").cloned().unwrap_or_default())
     }
 
-    fn from_peer(&self) -> Result<Cell> {
+    fn of_peer(&self) -> Result<Cell> {
         let attributes = self.told(self.setup.announce)?;
         let path = if self.setup.internal() { vec![] } else { vec![self.setup.local_as] };
         expect(&attributes, "asPath", |value| numbers(value) == path)?;
@@ -223,7 +223,7 @@ impl Case {
     fn transit(&self) -> Result<Cell> {
         let route = self.heard(self.bed.variant.tagged(3))?;
         let mut path = self.path_of_ours();
-        path.extend([FEEDER_AS; 3]);
+        path.extend([if self.setup.four_octet { FEEDER_AS } else { AS_TRANS }; 3]);
         if route.as_path != path || !route.large.contains(LARGE) {
             bail!("the peer reports {route:?}; sent were the path {path:?} and the large community {LARGE}");
         }

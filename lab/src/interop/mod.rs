@@ -42,6 +42,9 @@ pub struct Options {
 /// The peers whose collisions and recovery are played.
 const STRESSED: [Make; 2] = [Make::Frr, Make::Bird];
 
+/// The peers that can be told not to speak four-octet AS numbers.
+const OLD: [Make; 3] = [Make::Bird, Make::Openbgpd, Make::Exabgp];
+
 /// Plays all, prints and writes the table.
 ///
 /// # Errors
@@ -52,6 +55,7 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("--only {unknown}: there is {}", known.join(", "));
     }
     preflight::check()?;
+    preflight::peers()?;
     let start = Instant::now();
     let wanted = |make: &Make| options.only.is_empty() || options.only.iter().any(|only| only == make.name());
     let makes: Vec<Make> = Make::ALL.into_iter().filter(wanted).collect();
@@ -88,8 +92,11 @@ fn variants(makes: &[Make], quick: bool) -> Vec<Variant> {
         for bits in 0..16_u8 {
             let [ipv6, internal, md5, wide] = [8, 4, 2, 1].map(|bit| bits & bit != 0);
             if !quick || (md5 && wide) {
-                all.insert(Variant { make: *make, ipv6, internal, md5, wide });
+                all.insert(Variant { make: *make, ipv6, internal, md5, wide, old: false });
             }
+        }
+        if OLD.contains(make) {
+            all.insert(Variant { make: *make, ipv6: false, internal: false, md5: false, wide: true, old: true });
         }
     }
     all.into_iter().collect()
@@ -105,12 +112,7 @@ pub fn play_all(variants: &[Variant], features: &[Feature], jobs: usize) -> Resu
         let outcome = play(variant, features)?;
         let failures: Vec<_> = outcome.failures().map(|(feature, why)| format!("\n    {feature:?}: {why}")).collect();
         let word = if failures.is_empty() { "ok" } else { "NO" };
-        println!(
-            "{word}  {:<44} {:>5.1} s{}",
-            report::name(&variant),
-            start.elapsed().as_secs_f64(),
-            failures.concat()
-        );
+        println!("{word}  {:<62} {:>5.1} s{}", report::name(variant), start.elapsed().as_secs_f64(), failures.concat());
         Ok(outcome)
     })?;
     outcomes.sort_by_key(|outcome| outcome.variant);

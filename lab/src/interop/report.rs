@@ -9,16 +9,17 @@ use super::stress::{Collisions, Recovery};
 use crate::peer::Make;
 
 /// What a case is called: `frr ipv4 eBGP MD5 port 10179`.
-pub fn name(variant: &Variant) -> String {
+pub fn name(variant: Variant) -> String {
     format!("{} {}", variant.make.name(), way(variant))
 }
 
-fn way(variant: &Variant) -> String {
+fn way(variant: Variant) -> String {
     let family = if variant.ipv6 { "ipv6" } else { "ipv4" };
     let kind = if variant.internal { "iBGP" } else { "eBGP" };
     let md5 = if variant.md5 { " MD5" } else { "" };
     let octets = if variant.wide { 4 } else { 2 };
-    format!("{family} {kind}{md5}, port {}, {octets}-octet AS", variant.port())
+    let old = if variant.old { ", a peer of 2 octets" } else { "" };
+    format!("{family} {kind}{md5}, port {}, {octets}-octet AS{old}", variant.port())
 }
 
 /// The page in Markdown.
@@ -65,7 +66,8 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
     if !recoveries.is_empty() {
         page.push_str(
             "\n## Recovery\n\nBFD 300 ms three times on both sides. Milliseconds from the return of the path (of a killed peer: from its\n\
-             first answer) until Established to stay. BIRD waits `error wait time 1,2`, `connect delay time 1` here.\n\n| peer | what | ms | had come and gone before |\n|---|---|---|---|\n",
+             first answer, which may come later than the session) until Established to stay. After a carrier loss the kernel asks for the\n\
+             neighbour's link address once a second: that is most of the time. BIRD waits `error wait time 1,2`, `connect delay time 1` here.\n\n| peer | what | ms | had come and gone before |\n|---|---|---|---|\n",
         );
         for one in recoveries {
             for (what, time, flaps) in &one.times {
@@ -86,7 +88,7 @@ fn table(page: &mut String, title: &str, outcomes: &[&Outcome]) {
     let _ = write!(page, "\n## {title}\n\n| | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for outcome in outcomes {
-        let _ = write!(page, "| {} |", way(&outcome.variant));
+        let _ = write!(page, "| {} |", way(outcome.variant));
         for (feature, _) in &asked {
             let (word, reason) = match outcome.cells.get(feature) {
                 Some(Cell::Yes) => ("yes", None),
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn a_reason_stands_once_below_its_table() {
         let outcome = |ipv6| Outcome {
-            variant: Variant { make: Make::Frr, ipv6, internal: false, md5: true, wide: true },
+            variant: Variant { make: Make::Frr, ipv6, internal: false, md5: true, wide: true, old: false },
             title: "FRR 8".into(),
             cells: [(Feature::Session, Cell::Yes), (Feature::Graceful, Cell::Na("it cannot".into()))].into(),
         };

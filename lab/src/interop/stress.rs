@@ -15,7 +15,7 @@ use crate::sys::Signal;
 use crate::wait::{Seen, until};
 
 /// Enough for a session.
-const SESSION: Duration = Duration::from_secs(60);
+const SESSION: Duration = Duration::from_mins(1);
 /// So long both sides are given to open.
 const BOTH: Duration = Duration::from_secs(8);
 /// How long the path is gone.
@@ -50,7 +50,7 @@ pub struct Recovery {
 }
 
 const fn variant(make: Make) -> Variant {
-    Variant { make, ipv6: false, internal: false, md5: false, wide: true }
+    Variant { make, ipv6: false, internal: false, md5: false, wide: true, old: false }
 }
 
 fn gate(namespace: &Namespace, port: u16, closed: bool) -> Result<()> {
@@ -213,6 +213,7 @@ fn again(speaker: &Martlet, before: usize) -> Result<(Value, usize)> {
 fn since(moment: SystemTime, event: &Value) -> Result<i64> {
     let at = event.get("time").and_then(Value::as_f64).unwrap_or_default();
     let at = UNIX_EPOCH + Duration::from_secs_f64(at);
+    // A session may be there before the peer's first answer: a negative time.
     Ok(match at.duration_since(moment) {
         Ok(later) => i64::try_from(later.as_millis())?,
         Err(earlier) => -i64::try_from(earlier.duration().as_millis())?,

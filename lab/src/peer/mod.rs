@@ -76,6 +76,7 @@ pub enum Make {
 
 /// A peer with one neighbour, as a whole value.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of a configuration")]
 pub struct Setup {
     /// Its address.
     pub address: IpAddr,
