@@ -124,8 +124,8 @@ impl World {
                 if begins {
                     let old = self.dice.below(u64::try_from(self.api.versions.len()).unwrap_or(1));
                     let old = usize::try_from(old).unwrap_or_default();
-                    self.soon(100, 50_000, Event::Objects(pod, old));
-                    self.soon(100, 50_000, Event::LbObjects(pod, old));
+                    self.soon(100, 50_000, Event::Objects(pod, Some(old)));
+                    self.soon(100, 50_000, Event::LbObjects(pod, Some(old)));
                 } else {
                     self.tell_pod(pod);
                 }
@@ -207,6 +207,7 @@ impl World {
             martlet_netlink::Object::Rule(_) => None,
         }) {
             self.pods[pod].adopted.remove(&prefix);
+            self.pods[pod].untold.remove(&prefix);
         }
         self.kernel_push(pod, if lost { Work::Dump } else { Work::Removed(removed) });
         if fault.amount % 2 == 0 { 60 } else { 700 }
@@ -444,6 +445,7 @@ impl World {
         if self.pods[pod].kernel.links != before {
             self.pods[pod].kernel.hurt = Some(self.now);
             self.pods[pod].adopted.clear();
+            self.pods[pod].untold.clear();
         }
     }
 
@@ -465,9 +467,16 @@ impl World {
     }
 
     fn tell_pod(&mut self, pod: usize) {
-        let version = self.api.newest();
-        self.soon(1000, 30_000, Event::Objects(pod, version));
-        self.soon(1000, 30_000, Event::LbObjects(pod, version));
+        self.soon(1000, 30_000, Event::Objects(pod, None));
+        self.soon(1000, 30_000, Event::LbObjects(pod, None));
+    }
+
+    /// The version that a pod reads now, if it can: what is old is only told while the fault lasts.
+    pub fn readable(&self, pod: usize, old: Option<usize>) -> Option<usize> {
+        match old {
+            Some(_) => old.filter(|_| self.lasts(pod, &[What::StaleObjects])),
+            None => Some(self.api.newest()).filter(|_| !self.lasts(pod, &[What::ApiOutage])),
+        }
     }
 
     fn malformed_bgp(&mut self, gateway: usize, amount: u64, begins: bool) {
@@ -480,7 +489,8 @@ impl World {
                 peer.rude = begins.then_some(kind - NONSENSE);
             }
             self.after_gateway(gateway);
-            if kind >= NONSENSE && begins {
+            // What it said in between is forgotten with the session.
+            if kind >= NONSENSE || !begins {
                 for pod in 0..self.pods.len() {
                     self.reset(pod, gateway);
                 }

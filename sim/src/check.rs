@@ -186,6 +186,9 @@ impl Check {
                     && let Ok(gateway) = gateway.parse()
                 {
                     pod.sessions.insert((gateway, family == "4"), *to);
+                    if *to == NeighborState::Established {
+                        pod.untold.retain(|prefix| family_of(prefix) != (family == "4"));
+                    }
                 }
             }
             Event::Withheld(_, reason) => self.saw(format!("withheld {}", reason.word())),
@@ -436,15 +439,11 @@ impl World {
     fn forgotten(&self, pod: usize) -> Option<(&'static str, String)> {
         let one = &self.pods[pod];
         let calm = self.api.model.changed.values().all(|count| *count == 0) && one.stopping.is_none();
-        if one.adopted.is_empty() || !calm || self.now > one.started + 9_800 * MS {
+        if one.untold.is_empty() || !calm || self.now > one.started + 9_800 * MS {
             return None;
         }
         let there = one.kernel.learned(4096, 20);
-        let gone = one.adopted.iter().find(|prefix| {
-            let family = family_of(prefix);
-            let spoke = (0..self.gateways.len()).any(|gateway| self.is_established(pod, gateway, family));
-            !there.contains_key(prefix) && !spoke && !one.sessions.is_empty()
-        })?;
+        let gone = one.untold.iter().find(|prefix| !there.contains_key(*prefix) && !one.sessions.is_empty())?;
         Some(("adopted", format!("pod-{pod} took {gone} of its former router away although nobody has told it anew")))
     }
 

@@ -182,6 +182,8 @@ pub struct Pod {
     pub started: u64,
     /// Learned routes that were there when it started and nobody may take away yet.
     pub adopted: BTreeSet<IpNet>,
+    /// Those of them whose family nobody has told anew.
+    pub untold: BTreeSet<IpNet>,
     /// Since when the load balancer cannot forward a VIP that it could.
     pub bad_since: BTreeMap<IpNet, u64>,
     /// Something changed that the invariants ask about.
@@ -255,6 +257,7 @@ impl Pod {
             draining: false,
             started: 0,
             adopted: BTreeSet::new(),
+            untold: BTreeSet::new(),
             bad_since: BTreeMap::new(),
             dirty: false,
             spins: (0, 0),

@@ -44,10 +44,10 @@ pub enum Event {
     Datagram(Node, Box<(Meta, Vec<u8>)>),
     /// The kernel has time for one piece of work.
     Kernel(usize, u64),
-    /// The router reads objects.
-    Objects(usize, usize),
+    /// The router reads objects: the newest, or an old version.
+    Objects(usize, Option<usize>),
     /// The load balancer reads objects.
-    LbObjects(usize, usize),
+    LbObjects(usize, Option<usize>),
     /// The router hears the load balancer.
     LbTell(usize),
     /// The router hears BFD.
@@ -185,9 +185,13 @@ impl World {
             Event::SynAnswer(node, epoch, id, stream) => self.syn_answer(node, epoch, id, stream),
             Event::Datagram(to, datagram) => self.datagram(to, &datagram.0, &datagram.1),
             Event::Kernel(pod, epoch) => self.kernel_work(pod, epoch),
-            Event::Objects(pod, version) => self.tell_objects(pod, version),
+            Event::Objects(pod, version) => {
+                if let Some(version) = self.readable(pod, version) {
+                    self.tell_objects(pod, version);
+                }
+            }
             Event::LbObjects(pod, version) => {
-                if self.pods[pod].lb.alive {
+                if let Some(version) = self.readable(pod, version).filter(|_| self.pods[pod].lb.alive) {
                     self.pods[pod].lb.view = Some(Rc::clone(&self.api.versions[version].view));
                     self.pods[pod].lb.version = version;
                     self.lb_follow(pod);
@@ -238,12 +242,12 @@ impl World {
         one.bfd = martlet_bfd::Sessions::new(seed ^ 0xbfd);
         one.started = now;
         one.adopted = one.kernel.learned(4096, 20).into_keys().collect();
+        one.untold.clone_from(&one.adopted);
         one.kernel.work.push_back(Work::Dump);
         let epoch = one.epoch;
         self.log.line(now, || format!("pod-{pod} router starts"));
         self.soon(500, 3000, Event::Kernel(pod, epoch));
-        let version = self.api.newest();
-        self.soon(1000, 60_000, Event::Objects(pod, version));
+        self.soon(1000, 60_000, Event::Objects(pod, None));
         self.soon(100, 50_000, Event::LbTell(pod));
     }
 
@@ -252,8 +256,7 @@ impl World {
         let lb = &mut self.pods[pod].lb;
         lb.alive = true;
         (lb.view, lb.word) = (None, None);
-        let version = self.api.newest();
-        self.soon(1000, 100_000, Event::LbObjects(pod, version));
+        self.soon(1000, 100_000, Event::LbObjects(pod, None));
     }
 
     /// Starts a gateway's process.
