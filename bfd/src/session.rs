@@ -412,10 +412,14 @@ impl Session {
 
     /// The packet that says what holds now (section 6.8.7).
     fn control(&mut self, answers_poll: bool) -> Vec<u8> {
+        let poll = self.timing.polls() && !answers_poll;
+        if poll {
+            self.timing.polled();
+        }
         let bare = Control {
             diagnostic: self.diagnostic,
             state: self.state,
-            poll: self.timing.polls() && !answers_poll,
+            poll,
             last: answers_poll,
             independent: false,
             demand: false,

@@ -31,6 +31,8 @@ enum Poll {
     /// None runs.
     #[default]
     Idle,
+    /// It is to begin: no packet with the P bit has left, so that no F bit can be its answer.
+    Due,
     /// Packets carry the P bit until one with the F bit comes.
     Running,
     /// One has ended. The next may begin after a packet without the F bit (section 6.8.3), and not so soon that a
@@ -90,12 +92,19 @@ impl Timing {
 
     /// Whether packets carry the P bit.
     pub const fn polls(&self) -> bool {
-        matches!(self.poll, Poll::Running)
+        matches!(self.poll, Poll::Due | Poll::Running)
     }
 
-    /// Starts a Poll Sequence, unless one runs.
+    /// A packet with the P bit leaves.
+    pub const fn polled(&mut self) {
+        if matches!(self.poll, Poll::Due) {
+            self.poll = Poll::Running;
+        }
+    }
+
+    /// Starts a Poll Sequence; one that runs asks again.
     pub const fn start_poll(&mut self) {
-        self.poll = Poll::Running;
+        self.poll = Poll::Due;
     }
 
     /// The other end is unknown: there is nobody to poll, all that we tell holds at once.
@@ -123,7 +132,7 @@ impl Timing {
     fn tell(&mut self, desired_us: u32, required_us: u32, up: bool, known: bool) {
         self.wanted = None;
         (self.desired_us, self.required_us) = (desired_us, required_us);
-        self.poll = if known { Poll::Running } else { Poll::Idle };
+        self.poll = if known { Poll::Due } else { Poll::Idle };
         self.pace_us = if up && known { self.pace_us.min(desired_us) } else { desired_us };
         self.in_force_us = if up && known { self.in_force_us.max(required_us) } else { required_us };
     }
@@ -159,6 +168,7 @@ mod tests {
     fn settled() -> Timing {
         let mut timing = Timing::default();
         timing.want(50_000, 50_000, true, true);
+        timing.polled();
         timing.heard(at(0), true);
         timing.heard(at(1000), false);
         assert!(!timing.polls());
@@ -170,6 +180,7 @@ mod tests {
         let mut timing = settled();
         timing.want(300_000, 50_000, true, true);
         assert_eq!((timing.polls(), timing.desired_us(), timing.pace_us()), (true, 300_000, 50_000));
+        timing.polled();
         timing.heard(at(1010), false);
         assert_eq!(timing.pace_us(), 50_000);
         timing.heard(at(1020), true);
@@ -183,6 +194,7 @@ mod tests {
     fn a_shorter_detection_waits_for_the_final_and_a_longer_one_does_not() {
         let mut timing = settled();
         timing.want(50_000, 10_000, true, true);
+        timing.polled();
         assert_eq!((timing.required_us(), timing.required_in_force_us()), (10_000, 50_000));
         timing.heard(at(1020), true);
         assert_eq!(timing.required_in_force_us(), 10_000);
@@ -195,6 +207,7 @@ mod tests {
     fn a_second_change_waits_until_the_first_poll_has_ended_beyond_doubt() {
         let mut timing = settled();
         timing.want(300_000, 50_000, true, true);
+        timing.polled();
         timing.want(900_000, 50_000, true, true);
         assert_eq!(timing.desired_us(), 300_000);
         timing.heard(at(1020), true);
@@ -210,10 +223,22 @@ mod tests {
     fn a_change_that_is_taken_back_in_time_is_never_told() {
         let mut timing = settled();
         timing.want(300_000, 50_000, true, true);
+        timing.polled();
         timing.want(900_000, 50_000, true, true);
         timing.want(300_000, 50_000, true, true);
         timing.heard(at(1020), true);
         timing.heard(at(2000), false);
         assert_eq!((timing.polls(), timing.desired_us()), (false, 300_000));
+    }
+
+    #[test]
+    fn an_answer_that_comes_before_the_question_was_sent_is_none() {
+        let mut timing = settled();
+        timing.want(300_000, 50_000, true, true);
+        timing.heard(at(1010), true);
+        assert_eq!((timing.polls(), timing.pace_us()), (true, 50_000), "the change has not been told yet");
+        timing.polled();
+        timing.heard(at(1020), true);
+        assert_eq!((timing.polls(), timing.pace_us()), (false, 300_000));
     }
 }
