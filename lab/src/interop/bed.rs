@@ -38,12 +38,9 @@ pub struct Variant {
     pub md5: bool,
     /// Port 10179 and AS numbers of four octets, else port 179 and two octets.
     pub wide: bool,
-    /// The peer speaks two-octet AS numbers only (RFC 6793 section 4.2.2); eBGP.
+    /// The peer does not say that it speaks four-octet AS numbers: longer ones reach it in AS4_PATH (RFC 6793 section 4.2.2).
     pub old: bool,
 }
-
-/// How a speaker of two-octet AS numbers sees those that do not fit.
-pub const AS_TRANS: u32 = 23456;
 
 impl Variant {
     /// The port that both listen on.
@@ -60,8 +57,8 @@ impl Variant {
     pub const fn peer_as(self) -> u32 {
         match (self.internal, self.wide) {
             (true, _) => self.local_as(),
-            (false, true) if !self.old => 4_248_829_953,
-            (false, _) => 65002,
+            (false, true) => 4_248_829_953,
+            (false, false) => 65002,
         }
     }
 
@@ -105,7 +102,7 @@ impl Variant {
             address: self.address(host),
             neighbor: self.address(1),
             local_as: if host == 2 { self.peer_as() } else { FEEDER_AS },
-            remote_as: if self.old && host == 2 { AS_TRANS } else { self.local_as() },
+            remote_as: self.local_as(),
             port: self.port(),
             password: (self.md5 && host == 2).then(|| "secret".to_owned()),
             hold_time_s: 9,

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::bed::{AS_TRANS, Bed, FEEDER_AS, Martlet, Variant, is, is_of};
+use super::bed::{Bed, FEEDER_AS, Martlet, Variant, is, is_of};
 use crate::peer::{Heard, LARGE, Lack, MED, Make, Peer, Setup};
 use crate::sys::Signal;
 use crate::wait::{Seen, until};
@@ -223,7 +223,7 @@ impl Case {
     fn transit(&self) -> Result<Cell> {
         let route = self.heard(self.bed.variant.tagged(3))?;
         let mut path = self.path_of_ours();
-        path.extend([if self.setup.four_octet { FEEDER_AS } else { AS_TRANS }; 3]);
+        path.extend([FEEDER_AS; 3]);
         if route.as_path != path || !route.large.contains(LARGE) {
             bail!("the peer reports {route:?}; sent were the path {path:?} and the large community {LARGE}");
         }

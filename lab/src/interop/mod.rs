@@ -42,7 +42,7 @@ pub struct Options {
 /// The peers whose collisions and recovery are played.
 const STRESSED: [Make; 2] = [Make::Frr, Make::Bird];
 
-/// The peers that can be told not to speak four-octet AS numbers.
+/// The peers that can be told not to announce four-octet AS numbers.
 const OLD: [Make; 3] = [Make::Bird, Make::Openbgpd, Make::Exabgp];
 
 /// Plays all, prints and writes the table.
@@ -96,7 +96,7 @@ fn variants(makes: &[Make], quick: bool) -> Vec<Variant> {
             }
         }
         if OLD.contains(make) {
-            all.insert(Variant { make: *make, ipv6: false, internal: false, md5: false, wide: true, old: true });
+            all.insert(Variant { make: *make, ipv6: false, internal: false, md5: false, wide: false, old: true });
         }
     }
     all.into_iter().collect()

@@ -18,7 +18,7 @@ fn way(variant: Variant) -> String {
     let kind = if variant.internal { "iBGP" } else { "eBGP" };
     let md5 = if variant.md5 { " MD5" } else { "" };
     let octets = if variant.wide { 4 } else { 2 };
-    let old = if variant.old { ", a peer of 2 octets" } else { "" };
+    let old = if variant.old { ", peer without RFC 6793" } else { "" };
     format!("{family} {kind}{md5}, port {}, {octets}-octet AS{old}", variant.port())
 }
 
