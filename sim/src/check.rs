@@ -64,7 +64,7 @@ struct Bfd {
     state: u8,
     intervals: (u64, u64),
     changed_at: u64,
-    owes_poll: u32,
+    owes_poll: bool,
     sent_at: u64,
     gap: u64,
     equal: u32,
@@ -245,17 +245,12 @@ impl Check {
         let ours = [payload[4], payload[5], payload[6], payload[7]];
         let before = *bfd;
         let same = before.ours == ours && before.state == 3 && state == 3;
-        if same && intervals != before.intervals {
-            bfd.owes_poll = 4;
-        }
         if intervals != before.intervals {
             bfd.changed_at = now;
         }
-        if poll || !same {
-            bfd.owes_poll = if poll || !same { 0 } else { bfd.owes_poll };
-        }
-        let overdue = bfd.owes_poll == 1;
-        bfd.owes_poll = bfd.owes_poll.saturating_sub(1);
+        // An answer may tell of the change first; the next packet of our own must ask.
+        bfd.owes_poll = same && !poll && (before.owes_poll || intervals != before.intervals);
+        let overdue = bfd.owes_poll && !last;
         let gap = now - before.sent_at;
         let periodic = same && !poll && !last;
         bfd.equal = if periodic && gap == before.gap { before.equal + 1 } else { 0 };
