@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use martlet_api::accept;
 use martlet_api::objects::Objects;
-use martlet_api::view::{ObjectName, View};
+use martlet_api::view::{Condition, ObjectName, View};
 use martlet_netlink::link::{Reachability, sysctl};
 use martlet_netlink::nft::{self, Queue};
 use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
@@ -22,7 +22,7 @@ use crate::engine::FragmentMode;
 use crate::offload::{Engine, Offload, offload};
 use crate::queue::Queues;
 use crate::readiness::Server;
-use crate::ready::{Facts, meanwhile, readiness};
+use crate::ready::{Facts, meanwhile, partially_served, readiness};
 use crate::rules::{self, NFT_TABLE, Steer, nftables};
 use crate::status::Status;
 use crate::targets::{Hop, Marks, Settings, Targets, targets};
@@ -72,6 +72,8 @@ struct State {
     alive: bool,
     /// Whether the source has said what exists.
     synced: bool,
+    /// VIPs that are ready although some of their routes are not served.
+    partial: BTreeSet<Condition>,
 }
 
 impl Follower {
@@ -151,9 +153,14 @@ impl Follower {
     pub fn tell(&mut self) {
         if let Some(view) = &self.state.view {
             let now = readiness(view, &self.state.targets, &self.state.facts, self.state.draining);
+            let partial = partially_served(view, &self.state.targets, &self.state.facts);
             if self.server.last() != Some(&now) {
                 self.publish(&now);
             }
+            for condition in partial.difference(&self.state.partial) {
+                tracing::warn!(condition = &*condition.condition, "{}", condition.message);
+            }
+            self.state.partial = partial;
         }
     }
 
@@ -225,7 +232,7 @@ impl Follower {
 
     /// All that is known.
     pub fn status(&self) -> Status {
-        let State { view, targets, facts, engine, alive, synced, .. } = &self.state;
+        let State { view, targets, facts, engine, alive, synced, partial, .. } = &self.state;
         Status {
             view: view.clone(),
             targets: targets.clone(),
@@ -237,6 +244,7 @@ impl Follower {
             counters: self.queues.counters(),
             dead: self.settings.dead.clone(),
             source_reached: *synced,
+            partial: partial.clone(),
         }
     }
 
@@ -244,6 +252,7 @@ impl Follower {
     pub fn fall_silent(&mut self, queues: &[u16]) {
         if self.state.alive {
             tracing::error!(?queues, "queue threads do not answer: the router is told nothing");
+            self.server.fall_silent();
         }
         self.state.alive = false;
     }

@@ -75,6 +75,11 @@ impl Server {
         }
     }
 
+    /// Who connects from now on hears nothing, until something is published again: the last value may be true no more.
+    pub fn fall_silent(&mut self) {
+        self.beats.send_replace(None);
+    }
+
     /// What was published last.
     pub const fn last(&self) -> Option<&Readiness> {
         self.last.as_ref()

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use martlet_api::readiness::{Readiness, VERSION, VipReadiness};
-use martlet_api::view::View;
+use martlet_api::view::{Condition, View};
 use martlet_netlink::{Family, Link, Object};
 
 use crate::targets::{Hop, Targets};
@@ -41,6 +41,29 @@ pub fn meanwhile(now: &Readiness, next: &Readiness) -> Readiness {
         (*vip, if was_ready && next.ready { next.clone() } else { VipReadiness { ready: false, reason } })
     });
     Readiness { vips: vips.collect(), ..next.clone() }
+}
+
+/// A condition of the Gateway for each VIP that is ready although some of its routes are not served: their packets are lost.
+pub fn partially_served(view: &View, targets: &Targets, facts: &Facts) -> BTreeSet<Condition> {
+    let condition = |vip: &IpNet| {
+        let routes = view.routes.iter().filter(|(_, route)| route.destinations.contains(vip));
+        let unserved: Vec<String> = routes
+            .filter_map(|(name, route)| {
+                let reason = unserved(view, targets, facts, &route.backend, vip.addr())?;
+                Some(format!("L34Route {name}: {reason}"))
+            })
+            .collect();
+        let is_partial = !unserved.is_empty() && unready(view, targets, facts, *vip).is_none();
+        is_partial.then(|| Condition {
+            kind: "Gateway".into(),
+            object: view.gateway.clone(),
+            condition: "PartiallyServed".into(),
+            status: true,
+            reason: "NoEndpoint".into(),
+            message: format!("VIP {}: {}", vip.addr(), unserved.join("; ")).into(),
+        })
+    };
+    view.vips.iter().filter_map(condition).collect()
 }
 
 /// Why a VIP is not ready; `None`: it is.

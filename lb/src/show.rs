@@ -147,13 +147,18 @@ pub fn state(status: &Status, depths: &BTreeMap<u16, Depth>) -> State {
         draining: told.is_some_and(|told| told.draining),
         connectivity: status.connectivity,
         vips: told.map(|told| told.vips.clone()).unwrap_or_default(),
-        notes: status.targets.complaints.iter().cloned().collect(),
+        notes: notes(status),
         flows: flows(status),
         services,
         endpoints,
         queues: queues.collect(),
         drops,
     }
+}
+
+fn notes(status: &Status) -> Vec<String> {
+    let partial = status.partial.iter().map(|condition| format!("{}: {}", condition.condition, condition.message));
+    status.targets.complaints.iter().cloned().chain(partial).collect()
 }
 
 fn flows(status: &Status) -> Vec<FlowState> {

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use martlet_api::readiness::{Families, Readiness};
-use martlet_api::view::View;
+use martlet_api::view::{Condition, View};
 use serde::{Deserialize, Serialize};
 
 use crate::counters::{Counters, Reason};
@@ -42,6 +42,8 @@ pub struct Status {
     pub dead: BTreeSet<IpAddr>,
     /// Whether the source has said what exists.
     pub source_reached: bool,
+    /// VIPs that are ready although some of their routes are not served: see [`crate::ready::partially_served`].
+    pub partial: BTreeSet<Condition>,
 }
 
 /// The way of a flow.

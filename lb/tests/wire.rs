@@ -11,12 +11,15 @@ mod sys;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use lab::{Connection, Lab, VIP4, VIP6, eventually};
+use martlet_lb::control::{Answer, Request};
 use martlet_lb::hash::{Flow, Seed};
 use martlet_lb::maglev::{Size, Table};
 use martlet_lb::offload::Engine;
 use martlet_lb::queue::Loop;
+use martlet_lb::show::State;
 
 /// The application that the wire contract chooses for a flow of the client to port 4000.
 fn expected_of(vip: IpAddr, protocol: u8, port: u16, ready: &BTreeSet<u8>) -> u8 {
@@ -264,4 +267,67 @@ fn an_endpoint_that_does_not_answer_on_its_link_gets_no_flows() {
     }
     everybody_answers(&lab, &all);
     lb.end().unwrap();
+}
+
+#[test]
+fn a_hung_queue_thread_takes_the_vips_with_it_and_brings_them_back() {
+    let lab = Lab::new("hang", 1);
+    lab.configure(&[1].into());
+    let control = lab.folder.join("control.sock");
+    let path = control.clone();
+    // A number of its own: the threads of all tests are in one process.
+    let lb = lab.start(|options| {
+        options.queue.queues = 4711..=4711;
+        options.control_socket = Some(path);
+    });
+    lab.wait_ready(true);
+    assert_eq!(lab.exchange(VIP4, 3), [1, 1, 1]);
+    eventually("what was forwarded is shown", || {
+        state(&control).endpoints.first().is_some_and(|endpoint| endpoint.count.packets >= 3)
+    });
+    assert!(state(&control).queues[&4711].waiting.is_some(), "root may know the depth");
+    let trace = ask(&control, &Request::Trace(flow_to_vip(40_000)));
+    assert!(matches!(trace, Answer::Trace(ref trace) if trace.choice.identifier == 1), "{trace:?}");
+
+    let mut debugger = sys::hang(thread_named("queue-4711")).expect("ptrace: needs root");
+    eventually("the silence is noticed", || !state(&control).alive);
+    // Whoever connects now hears nothing until the thread lives again, whatever was true before.
+    let heard = std::thread::spawn({
+        let mut heard = lab.router();
+        move || heard.next().map(|value| (value, std::time::Instant::now()))
+    });
+    let shown = state(&control);
+    assert!(!shown.alive && shown.vips.values().all(|vip| vip.ready), "silent, not contradicted: {shown:?}");
+    let resumed = std::time::Instant::now();
+    debugger.kill().expect("our own child");
+    debugger.wait().expect("our own child");
+    let (value, at) = heard.join().expect("no panic").expect("a value");
+    assert!(at >= resumed && value.vips.values().all(|vip| vip.ready), "{value:?}");
+    eventually("all queue threads answer", || state(&control).alive);
+    assert_eq!(lab.exchange(VIP4, 3), [1, 1, 1]);
+    lb.end().unwrap();
+}
+
+fn ask(control: &Path, request: &Request) -> Answer {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(martlet_lb::control::ask(control, request)).expect("the load balancer answers")
+}
+
+fn state(control: &Path) -> State {
+    match ask(control, &Request::Status) {
+        Answer::Status(state) => *state,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn flow_to_vip(source_port: u16) -> Flow {
+    Flow { source: craft::client(VIP4), destination: VIP4, protocol: 6, source_port, destination_port: 4000 }
+}
+
+/// A thread of this process.
+fn thread_named(name: &str) -> i32 {
+    let threads = std::fs::read_dir("/proc/self/task").expect("proc").map(|thread| thread.expect("thread").path());
+    let is_it = |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.trim() == name);
+    let thread = threads.into_iter().find(is_it).expect("the thread runs");
+    thread.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number")
 }

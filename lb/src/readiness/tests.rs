@@ -109,3 +109,20 @@ async fn a_socket_of_the_dead_is_replaced_and_one_of_the_living_is_not() {
     let error = path_of("/var/lib/lb.sock").unwrap_err().to_string();
     assert!(error.contains("unix:///"), "{error}");
 }
+
+#[tokio::test]
+async fn a_router_that_connects_while_nobody_vouches_hears_nothing() {
+    let place = Place::new("silent");
+    let url = place.url();
+    let mut server = Server::start(&url).await.unwrap();
+    server.publish(&value(true));
+    server.fall_silent();
+    let mut router = BufReader::new(UnixStream::connect(path_of(&url).unwrap()).await.unwrap());
+    // Once it is heard, the old value would have been sent.
+    let mut heard = server.connectivity();
+    let ours = Connectivity { version: VERSION, connectivity: Families { ipv4: true, ipv6: false } };
+    router.write_all(format!("{}\n", serde_json::to_string(&ours).unwrap()).as_bytes()).await.unwrap();
+    soon(heard.changed()).await.unwrap();
+    server.publish(&value(false));
+    assert_eq!(line(&mut router).await, Some(value(false)));
+}

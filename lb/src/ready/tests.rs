@@ -105,3 +105,21 @@ fn bad_news_travels_before_the_work_and_good_news_after_it() {
     assert_eq!(ready(&meanwhile(&four, &none)), [false, false]);
     assert_eq!(meanwhile(&four, &four), four);
 }
+
+#[test]
+fn a_vip_with_a_route_to_nobody_is_partially_served_and_one_that_is_not_ready_is_not() {
+    let view = view(&[(1, Some("10.0.0.1"), None)]);
+    let facts = facts(true);
+    let (targets, _) = look(&view, &facts);
+    let told: Vec<Condition> = partially_served(&view, &targets, &facts).into_iter().collect();
+    assert_eq!(told.len(), 1, "nobody serves IPv6 at all: {told:?}");
+    assert_eq!((&*told[0].condition, told[0].status, &*told[0].reason), ("PartiallyServed", true, "NoEndpoint"));
+    assert_eq!(
+        &*told[0].message,
+        "VIP 20.0.0.1: L34Route two: Service nosuch does not exist or is not of this Gateway"
+    );
+    let mut whole = view;
+    whole.routes.remove("two");
+    let (targets, _) = look(&whole, &facts);
+    assert!(partially_served(&whole, &targets, &facts).is_empty());
+}
