@@ -6,6 +6,7 @@ mod controller;
 mod lb;
 mod lb_show;
 mod lint;
+mod log;
 mod logging;
 mod router;
 mod show;
@@ -46,6 +47,8 @@ enum Command {
     Reset(show::Peer),
     /// Ask a BGP neighbour for its routes again (RFC 2918).
     Refresh(show::Peer),
+    /// Show or change what a running router logs.
+    Log(log::Args),
     /// Check a folder of YAML without a cluster: one line a fault, exit code 1 if there is one.
     Lint(lint::Args),
 }
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => return asked(on_runtime(args.run())),
         Command::Reset(args) => return asked(on_runtime(args.reset()).map(|()| ExitCode::SUCCESS)),
         Command::Refresh(args) => return asked(on_runtime(args.refresh()).map(|()| ExitCode::SUCCESS)),
+        Command::Log(args) => return asked(on_runtime(args.run()).map(|()| ExitCode::SUCCESS)),
         Command::Lint(args) => return args.run(),
     };
     match ended {

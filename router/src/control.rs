@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use crate::core::explain::Link;
 use crate::core::{Input, RouteView, Status};
 use crate::driver::Asker;
+use crate::log::Detail;
 use crate::metrics::Counted;
 use crate::ring::{Line, Ring};
 
@@ -47,6 +48,10 @@ pub enum Request {
     Reset(String, String),
     /// Ask a neighbour for its routes again: [`Answer::Done`].
     Refresh(String),
+    /// Log by this filter from now on, or as before if it is empty: [`Answer::Log`].
+    Log(String),
+    /// Log every event of this `GatewayRouter`, or no longer: [`Answer::Log`].
+    LogPeer(String, bool),
 }
 
 /// What is answered.
@@ -63,6 +68,8 @@ pub enum Answer {
     Counters(BTreeMap<String, BTreeMap<String, u64>>),
     /// See [`Request::Explain`].
     Explain(Vec<Link>),
+    /// What is logged from now on, in words.
+    Log(String),
     /// It was done.
     Done,
     /// It was not understood, or cannot be done.
@@ -73,7 +80,7 @@ pub enum Answer {
 ///
 /// # Errors
 /// When the socket cannot be made: its folder is missing or not ours.
-pub fn serve(path: &Path, asker: Asker, ring: Ring) -> io::Result<()> {
+pub fn serve(path: &Path, asker: Asker, ring: Ring, detail: Detail) -> io::Result<()> {
     // What a killed router left is in the way of a new one; what a living one listens on is not ours to take.
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another router answers there"));
@@ -92,7 +99,7 @@ pub fn serve(path: &Path, asker: Asker, ring: Ring) -> io::Result<()> {
         let _socket = socket;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(converse(stream, asker.clone(), ring.clone()))),
+                Ok((stream, _)) => drop(tokio::spawn(converse(stream, asker.clone(), ring.clone(), detail.clone()))),
                 Err(error) => {
                     warn!(%error, "the control socket does not accept");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -118,7 +125,7 @@ fn is_friend(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || own.is_ok_and(|own| own == peer.uid()))
 }
 
-async fn converse(stream: UnixStream, asker: Asker, ring: Ring) {
+async fn converse(stream: UnixStream, asker: Asker, ring: Ring, detail: Detail) {
     if !is_friend(&stream) {
         debug!("a stranger on the control socket was sent away");
         return;
@@ -133,7 +140,7 @@ async fn converse(stream: UnixStream, asker: Asker, ring: Ring) {
             return;
         }
         let answer = match serde_json::from_str(&line) {
-            Ok(request) => answer(request, &asker, &ring).await,
+            Ok(request) => answer(request, &asker, &ring, &detail).await,
             Err(error) => Answer::Error(format!("not understood: {error}")),
         };
         let Ok(mut text) = serde_json::to_vec(&answer) else { return };
@@ -144,7 +151,7 @@ async fn converse(stream: UnixStream, asker: Asker, ring: Ring) {
     }
 }
 
-async fn answer(request: Request, asker: &Asker, ring: &Ring) -> Answer {
+async fn answer(request: Request, asker: &Asker, ring: &Ring, detail: &Detail) -> Answer {
     let answer = match request {
         Request::Status => asker.ask(|look| Answer::Status(Box::new(look.router.status(look.now)))).await,
         Request::Routes(max) => {
@@ -166,8 +173,25 @@ async fn answer(request: Request, asker: &Asker, ring: &Ring) -> Answer {
         Request::Explain(vip) => asker.ask(move |look| Answer::Explain(look.router.explain(look.now, vip))).await,
         Request::Reset(peer, text) => act(asker, peer, move |id| Box::new(Act::Reset(id, text))).await,
         Request::Refresh(peer) => act(asker, peer, |id| Box::new(Act::Refresh(id))).await,
+        Request::Log(filter) if filter.is_empty() => Some(Answer::Log(detail.words())),
+        Request::Log(filter) => Some(logged(detail.set(&filter), detail)),
+        Request::LogPeer(peer, all) => {
+            let id = NeighborId::new(&peer);
+            match asker.ask(move |look| look.router.has_neighbor(&id)).await {
+                Some(false) if all => Some(Answer::Error(format!("there is no BGP GatewayRouter {peer}"))),
+                Some(_) => Some(logged(detail.tell_all(&peer, all), detail)),
+                None => None,
+            }
+        }
     };
     answer.unwrap_or_else(|| Answer::Error("the router has ended".into()))
+}
+
+fn logged(done: Result<(), String>, detail: &Detail) -> Answer {
+    match done {
+        Ok(()) => Answer::Log(detail.words()),
+        Err(error) => Answer::Error(error),
+    }
 }
 
 enum Act {
@@ -223,6 +247,10 @@ mod tests {
     use crate::driver::Look;
     use crate::intent::Identity;
 
+    fn detail() -> Detail {
+        Detail::new("info", |filter| if filter == "loud" { Err("no level".into()) } else { Ok(()) })
+    }
+
     fn start(name: &str) -> (PathBuf, Ring) {
         let path = std::env::temp_dir().join(format!("martlet-{name}-{}.sock", std::process::id()));
         let (asker, mut questions) = Asker::new();
@@ -243,7 +271,7 @@ mod tests {
             }
         });
         let ring = Ring::default();
-        serve(&path, asker, ring.clone()).unwrap();
+        serve(&path, asker, ring.clone(), detail()).unwrap();
         (path, ring)
     }
 
@@ -265,8 +293,43 @@ mod tests {
         let reset = Request::Reset("gw".into(), "maintenance".into());
         let Answer::Error(error) = ask(&path, &reset).await.unwrap() else { panic!() };
         assert!(error.contains("no BGP GatewayRouter gw"));
+        for (request, answer) in [
+            (Request::Log("Debug".into()), Answer::Log("log level debug".into())),
+            (Request::Log("loud".into()), Answer::Error("no level".into())),
+            (Request::Log(String::new()), Answer::Log("log level debug".into())),
+            (Request::LogPeer("gw".into(), false), Answer::Log("log level debug".into())),
+            (Request::LogPeer("gw".into(), true), Answer::Error("there is no BGP GatewayRouter gw".into())),
+        ] {
+            assert_eq!(ask::<Answer>(&path, &request).await.unwrap(), answer, "{request:?}");
+        }
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    /// Asks for the status as `user`: what was answered. Perl is part of the base of Debian, and may be run by anybody.
+    async fn ask_as(user: u32, path: PathBuf) -> String {
+        use std::os::unix::process::CommandExt;
+        const SCRIPT: &str = r#"$SIG{PIPE} = "IGNORE";
+            my $s = IO::Socket::UNIX->new($ARGV[0]) or die "cannot connect: $!";
+            syswrite $s, "\"status\"\n"; my $line = readline $s; print $line // """#;
+        let ask = move || {
+            let mut perl = std::process::Command::new("/usr/bin/perl");
+            let output = perl.args(["-MIO::Socket::UNIX", "-e", SCRIPT]).arg(path).current_dir("/").uid(user).output();
+            let output = output.expect("this test needs root and perl");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn another_user_is_sent_away_without_an_answer() {
+        let (path, _ring) = start("stranger");
+        // The mode alone would keep it out: credentials must, too.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(ask_as(0, path.clone()).await.starts_with("{\"status\":"));
+        assert_eq!(ask_as(65534, path.clone()).await, "");
         std::fs::remove_file(&path).unwrap();
     }
 
@@ -279,7 +342,7 @@ mod tests {
         BufReader::new(&mut stream).read_line(&mut line).await.unwrap();
         assert!(line.starts_with("{\"error\":\"not understood"), "{line}");
         let (asker, _questions) = Asker::new();
-        assert_eq!(serve(&path, asker, ring).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(serve(&path, asker, ring, detail()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -22,6 +22,7 @@ pub mod plan;
 pub mod readiness;
 pub mod ring;
 pub mod run;
+pub mod signals;
 pub mod speaker;
 mod sys;
 pub mod sysctl;

@@ -6,19 +6,18 @@ use std::hash::{BuildHasher, Hasher};
 use anyhow::{Context, Result, anyhow};
 use martlet_api::view::ObjectName;
 use martlet_netlink::{Kernel, diff};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::core::{Config, Event, Router};
-use crate::driver::{Asker, Clock, Driver, Signal, World};
+use crate::driver::{Asker, Clock, Driver, World};
 use crate::health::Vital;
 use crate::intent::Settings;
 use crate::net::KernelNet;
 use crate::readiness::LbClient;
 use crate::ring::Ring;
 use crate::watch::{BfdTask, KernelTask, ObjectsSource};
-use crate::{bfd_io, control, health, log, metrics, plan, sysctl};
+use crate::{bfd_io, control, health, log, metrics, plan, signals, sysctl};
 
 pub use crate::options::Options;
 
@@ -34,12 +33,13 @@ pub async fn run(options: Options) -> Result<()> {
     info!(kind = "router", version = env!("CARGO_PKG_VERSION"), %gateway, "starting");
     // Not guessable: discriminators and source ports of BFD come from it.
     let seed = RandomState::new().build_hasher().finish();
-    let (signals, received) = mpsc::channel(8);
-    watch_signals(&signals)?;
+    let (sender, received) = mpsc::channel(8);
+    let detail = log::detail();
+    signals::watch(&sender, options.config_dir.clone(), &detail).context("cannot catch signals")?;
     let (asker, questions) = Asker::new();
     let ring = Ring::default();
     let (vital, vitals) = watch::channel(Vital::default());
-    serve(&options, &asker, &ring, vitals).await?;
+    serve(&options, &asker, (&ring, &detail), vitals).await?;
     let (objects, _source) = martlet_api::source::folder(options.config_dir.clone(), &options.namespace);
     let world = World {
         net: KernelNet::new(),
@@ -62,7 +62,7 @@ pub async fn run(options: Options) -> Result<()> {
         seed,
     });
     let tell = move |_, event: &Event| {
-        log::log(event);
+        log::log_with(event, &detail);
         ring.push(event);
     };
     Driver::new(router, options.settings, world, tell).run().await;
@@ -71,9 +71,14 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 /// The surfaces: control socket, metrics, health. A socket that cannot be had is said, and missed by nobody but its askers.
-async fn serve(options: &Options, asker: &Asker, ring: &Ring, vitals: watch::Receiver<Vital>) -> Result<()> {
+async fn serve(
+    options: &Options,
+    asker: &Asker,
+    (ring, detail): (&Ring, &log::Detail),
+    vitals: watch::Receiver<Vital>,
+) -> Result<()> {
     if let Some(path) = &options.control_socket
-        && let Err(error) = control::serve(path, asker.clone(), ring.clone())
+        && let Err(error) = control::serve(path, asker.clone(), ring.clone(), detail.clone())
     {
         warn!(kind = "control", path = %path.display(), %error, "no control socket: martlet show will not answer");
     }
@@ -84,21 +89,6 @@ async fn serve(options: &Options, asker: &Asker, ring: &Ring, vitals: watch::Rec
         && let Err(error) = health::serve(address, vitals, options.health_needs_egress).await
     {
         warn!(kind = "health", %address, %error, "no health port: probes will fail");
-    }
-    Ok(())
-}
-
-fn watch_signals(signals: &mpsc::Sender<Signal>) -> Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut caught = signal(kind).context("cannot catch signals")?;
-        let signals = signals.clone();
-        tokio::spawn(async move {
-            while caught.recv().await.is_some() {
-                if signals.send(Signal::Stop).await.is_err() {
-                    return;
-                }
-            }
-        });
     }
     Ok(())
 }

@@ -69,10 +69,19 @@ pub struct PeerView {
     pub remote_as: u32,
     /// Its router id.
     pub router_id: Option<Ipv4Addr>,
-    /// What the session carries.
+    /// The families that it is asked for.
     pub families: Vec<String>,
-    /// The negotiated hold time.
+    /// The families that were negotiated; empty while there is no session.
+    #[serde(default)]
+    pub negotiated: Vec<String>,
+    /// The families of which it has told all its routes.
+    #[serde(default)]
+    pub end_of_rib: Vec<String>,
+    /// The negotiated hold time, seconds; zero: without, or no session.
     pub hold_time_s: u16,
+    /// How often we send a KEEPALIVE at the latest, seconds: a third of the hold time (RFC 4271 section 4.4).
+    #[serde(default)]
+    pub keepalive_s: u16,
     /// The name of its BFD session, if one supervises it.
     pub bfd: Option<String>,
     /// Prefixes held from it.
@@ -278,8 +287,11 @@ impl Router {
                 local_as: config.local_as,
                 remote_as: config.remote_as.unwrap_or(0),
                 router_id: status.and_then(|status| status.remote_router_id),
-                families: config.families.iter().map(|family| words(*family).to_owned()).collect(),
+                families: family_words(&config.families),
+                negotiated: status.map(|status| family_words(&status.families)).unwrap_or_default(),
+                end_of_rib: status.map(|status| family_words(&status.end_of_rib)).unwrap_or_default(),
                 hold_time_s: status.map_or(0, |status| status.hold_time_s),
+                keepalive_s: status.map_or(0, |status| status.hold_time_s / 3),
                 bfd: neighbor.bfd.as_ref().map(ToString::to_string),
                 received: status.map_or(0, |status| status.received),
                 announced: status.map_or(0, |status| status.announced),
@@ -311,6 +323,10 @@ impl Router {
         }
         peers
     }
+}
+
+fn family_words(families: &BTreeSet<martlet_bgp::Family>) -> Vec<String> {
+    families.iter().map(|family| words(*family).to_owned()).collect()
 }
 
 fn bfd_view(now: Instant, session: &SessionStatus) -> BfdView {
