@@ -139,8 +139,7 @@ struct Plain {
     tell: Listener,
 }
 
-/// What BFD says of a path. Administratively down, at either end, says nothing (RFC 5882 section 3.2): FRR takes its session
-/// down that way, and makes another, in the moment in which BGP is Established.
+/// What BFD says of a path. Administratively down, at either end, says nothing (RFC 5882 section 3.2).
 fn path(status: &SessionStatus) -> BfdState {
     match (status.state, status.remote_state) {
         (State::Up, _) => BfdState::Up,

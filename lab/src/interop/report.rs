@@ -44,8 +44,8 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
         page.push_str(
             "\n## Collisions\n\nOur speaker is killed and started, the peer's session is reset, OPENs are held back until both have\n\
              connected; then they pass. Exactly one session must stay. *Established twice*: one side was\n\
-             Established on the one connection when the other side, in OpenConfirm, had to prefer the other one (RFC 4271 section 6.8\n\
-             allows no better); then both go and one comes back at once. In the end the peer is killed and started.\n\n\
+             Established on the one connection when the other side, still in OpenConfirm, had to prefer the other one (RFC 4271\n\
+             section 6.8 leaves that window); then both go and one comes back at once. In the end the peer is killed and started.\n\n\
              | peer | rounds | with both connections up | Established twice | not exactly one session |\n|---|---|---|---|---|\n",
         );
         for one in collisions {
@@ -66,8 +66,11 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
     if !recoveries.is_empty() {
         page.push_str(
             "\n## Recovery\n\nBFD 300 ms three times on both sides. Milliseconds from the return of the path (of a killed peer: from its\n\
-             first answer, which may come later than the session) until Established to stay. After a carrier loss the kernel asks for the\n\
-             neighbour's link address once a second: that is most of the time. BIRD waits `error wait time 1,2`, `connect delay time 1` here.\n\n| peer | what | ms | had come and gone before |\n|---|---|---|---|\n",
+             first answer, which may come later than the session) until Established to stay. After a carrier loss the kernels ask for\n\
+             each other's link address once a second: that is most of the time (FRR: 0.2 s with `retrans_time_ms` 100 on our side).\n\
+             BIRD waits `error wait time 1,2`, `connect delay time 1` here. FRR closes connections for about four seconds after its\n\
+             start; when BGP comes up it replaces its BFD session and says Down, diagnostic 3, with the old one: that costs one session.\n\n\
+             | peer | what | ms | had come and gone before |\n|---|---|---|---|\n",
         );
         for one in recoveries {
             for (what, time, flaps) in &one.times {
