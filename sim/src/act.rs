@@ -78,7 +78,7 @@ impl World {
             What::RouterCrash | What::PodCrash => self.router_life(pod, fault.what, begins),
             What::RouterStop => self.router_stop(pod, begins),
             What::GatewayCrash | What::GatewayLoss | What::GatewayStop => {
-                self.gateway_life(gateway, fault.what, begins)
+                self.gateway_life(gateway, fault.what, begins);
             }
             What::LbCrash | What::LbHang | What::LbGarbage | What::LbDrain => self.lb_life(pod),
             What::ClockDrift => {
@@ -102,24 +102,20 @@ impl World {
                 self.again(number);
             }
             What::KernelRefusal => self.pods[pod].kernel.refuses = self.lasts(pod, &[What::KernelRefusal]),
-            What::EndpointStorm | What::EndpointFlap => {
-                if !self.lasting().any(|other| [What::EndpointStorm, What::EndpointFlap].contains(&other.what)) {
-                    for endpoint in &mut self.api.model.endpoints {
-                        (endpoint.present, endpoint.ready) = (true, true);
-                    }
-                    self.publish();
+            What::EndpointStorm | What::EndpointFlap
+                if !self.lasting().any(|other| [What::EndpointStorm, What::EndpointFlap].contains(&other.what)) =>
+            {
+                for endpoint in &mut self.api.model.endpoints {
+                    (endpoint.present, endpoint.ready) = (true, true);
                 }
+                self.publish();
             }
             What::RouteFlap => {
                 let now = self.local(Node::Gateway(gateway));
                 self.gateways[gateway].set_routes(now, routes(gateway));
                 self.after_gateway(gateway);
             }
-            What::ApiOutage => {
-                if !begins {
-                    self.tell_pod(pod);
-                }
-            }
+            What::ApiOutage if !begins => self.tell_pod(pod),
             What::StaleObjects => {
                 if begins {
                     let old = self.dice.below(u64::try_from(self.api.versions.len()).unwrap_or(1));
@@ -210,7 +206,7 @@ impl World {
             self.pods[pod].untold.remove(&prefix);
         }
         self.kernel_push(pod, if lost { Work::Dump } else { Work::Removed(removed) });
-        if fault.amount % 2 == 0 { 60 } else { 700 }
+        if fault.amount.is_multiple_of(2) { 60 } else { 700 }
     }
 
     /// Each direction of each path: the worst of all that lies on it.
@@ -318,10 +314,8 @@ impl World {
     fn router_life(&mut self, pod: usize, what: What, begins: bool) {
         let whole = what == What::PodCrash;
         if begins {
-            if !whole {
-                self.drop_streams(Node::Pod(pod), true);
-            } else {
-                self.drop_streams(Node::Pod(pod), false);
+            self.drop_streams(Node::Pod(pod), !whole);
+            if whole {
                 self.pods[pod].kernel = crate::kernel::Kernel::default();
                 self.pods[pod].kernel.refuses = self.lasts(pod, &[What::KernelRefusal]);
                 self.pods[pod].kernel.links = pod::links(pod);

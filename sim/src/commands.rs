@@ -53,6 +53,15 @@ enum Verb {
         /// The seed, or the file.
         what: String,
     },
+    /// Plant bugs in a scratch copy, build it, and see whether they are found; writes the table of docs/simulation.md.
+    Mutants {
+        /// Only those whose name contains this.
+        #[arg(default_value = "")]
+        only: String,
+        /// How many seeds may pass.
+        #[arg(long, default_value_t = 10_000)]
+        seeds: u64,
+    },
     /// Replay every seed of a file, one a line, `#` begins a comment.
     Seeds {
         /// The file.
@@ -93,6 +102,7 @@ impl Command {
             Verb::Replay { what, how } => replay(&what, &how),
             Verb::Shrink { what } => shrink(&what),
             Verb::Seeds { file } => seeds(&file),
+            Verb::Mutants { only, seeds } => crate::mutants::run(&only, seeds),
         }
     }
 }

@@ -128,7 +128,7 @@ impl Gateway {
                     hold_time: HoldTime::new(topology.hold_time_s).unwrap_or(HoldTime::DEFAULT),
                     // Nobody configured us for it.
                     bfd: if topology.bfd { Bfd::Loose } else { Bfd::Off },
-                    connect_retry: Duration::from_millis(if gateway % 2 == 0 { 200 } else { 1000 }),
+                    connect_retry: Duration::from_millis(if gateway.is_multiple_of(2) { 200 } else { 1000 }),
                     export: Export::default(),
                     ..base
                 };

@@ -12,6 +12,7 @@ mod gateway;
 mod kernel;
 mod link;
 mod log;
+mod mutants;
 mod objects;
 mod pcap;
 mod peer;

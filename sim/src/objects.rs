@@ -24,7 +24,7 @@ pub const LOCAL_AS: u32 = 8103;
 pub fn asn(gateway: usize) -> u32 {
     let number = u32::try_from(gateway).unwrap_or_default();
     // Two octets and four.
-    if gateway % 2 == 0 { 4_248_829_953 + number } else { 65_100 + number }
+    if gateway.is_multiple_of(2) { 4_248_829_953 + number } else { 65_100 + number }
 }
 
 fn octet(number: usize) -> u8 {

@@ -56,7 +56,9 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 }
 
 impl Capture {
-    fn packet(&mut self, now: u64, from: IpAddr, to: IpAddr, protocol: u8, ttl: u8, mut body: Vec<u8>, sum_at: usize) {
+    fn packet(&mut self, now: u64, (from, to): (IpAddr, IpAddr), protocol: u8, mut body: Vec<u8>) {
+        // Where the checksum stands, and the hop limit: GTSM of BFD (RFC 5881 section 5).
+        let (sum_at, ttl) = if protocol == UDP { (6, 255) } else { (16, 64) };
         let (source, target) = (octets(from), octets(to));
         let length = short(body.len()).to_be_bytes();
         let sum = checksum(&[&source, &target, &[0, protocol], &length, &body]);
@@ -95,7 +97,7 @@ impl Capture {
         body.extend((short(payload.len()) + 8).to_be_bytes());
         body.extend([0, 0]);
         body.extend(payload);
-        self.packet(now, from, to, UDP, 255, body, 6);
+        self.packet(now, (from, to), UDP, body);
     }
 
     /// A TCP segment. The product's port is shown as BGP's own, so that dissectors know it.
@@ -115,6 +117,6 @@ impl Capture {
         body.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
         body.extend(payload);
         self.sequence.insert((from, to), sequence.wrapping_add(u32::from(short(payload.len()))));
-        self.packet(now, from.ip(), to.ip(), TCP, 64, body, 16);
+        self.packet(now, (from.ip(), to.ip()), TCP, body);
     }
 }

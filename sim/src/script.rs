@@ -22,6 +22,7 @@ pub struct Script {
 /// Who is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of a scenario file")]
 pub struct Topology {
     /// Gateways; the naive ones come last.
     pub gateways: usize,

@@ -267,7 +267,7 @@ impl World {
     pub fn arrive(&mut self, number: usize, side: usize) {
         let Some(stream) = self.streams.get(&number) else { return };
         let (from, to) = (stream.ends[side].clone(), stream.ends[1 - side].clone());
-        if !stream.directions[side].queue.front().is_some_and(|(at, _)| *at <= self.now) {
+        if stream.directions[side].queue.front().is_none_or(|(at, _)| *at > self.now) {
             return;
         }
         let path = self.path(from.node, to.node);
@@ -297,9 +297,7 @@ impl World {
             (Some(id), Segment::Reset) => self.lost(number, 1 - side, id, CloseReason::Reset),
             (None, Segment::Data(_)) => {
                 let answers = !matches!(to.node, Node::Gateway(gateway) if !self.gateways[gateway].host);
-                if from.open && answers && self.epoch(to.node) != Some(to.epoch) {
-                    self.send(number, 1 - side, Segment::Reset);
-                } else if from.open && answers && !to.open {
+                if from.open && answers && !alive {
                     self.send(number, 1 - side, Segment::Reset);
                 }
             }

@@ -430,7 +430,7 @@ impl World {
             }
             Output::Accept(ticket, id, _) => self.accept(node, ticket.0, id.0),
             Output::Refuse(ticket) => self.refuse(node, ticket.0),
-            Output::Rekey(..) => {}
+            Output::Rekey(..) | Output::Connectivity(_) => {}
             Output::Ready(id) => self.make_ready(node, id.0),
             Output::Close(id) => self.close(node, id.0),
             Output::Listen(listeners) => {
@@ -452,7 +452,6 @@ impl World {
                 self.kernel_push(pod, Work::Apply(changes));
             }
             Output::Dump => self.kernel_push(pod, Work::Dump),
-            Output::Connectivity(_) => {}
             Output::Event(event) => {
                 let local = self.now;
                 self.log.line(local, || {
@@ -476,7 +475,7 @@ impl World {
                     if link.is_some_and(|link| id.interface.as_ref() == Some(&link.name)) {
                         let from = pod_address(pod, id.remote.is_ipv4());
                         self.check.bfd_sent(self.now, pod, id.remote, &payload);
-                        self.send_datagram(Node::Pod(pod), to, (from, id.remote), payload);
+                        self.send_datagram(Node::Pod(pod), to, (from, id.remote), &payload);
                     }
                 }
                 BfdOutput::Echo(..) => {}
@@ -577,7 +576,7 @@ impl World {
                 BfdOutput::Transmit(id, payload) => {
                     let from = gateway_address(gateway, id.remote.is_ipv4());
                     let to = self.node_at(id.remote);
-                    self.send_datagram(Node::Gateway(gateway), to, (from, id.remote), payload);
+                    self.send_datagram(Node::Gateway(gateway), to, (from, id.remote), &payload);
                 }
                 BfdOutput::Echo(..) => {}
                 BfdOutput::Changed(_) => changed = true,
@@ -620,10 +619,10 @@ impl World {
         self.paths[pod * self.gateways.len() + gateway][back]
     }
 
-    fn send_datagram(&mut self, from: Node, to: Option<Node>, (source, target): (IpAddr, IpAddr), payload: Vec<u8>) {
+    fn send_datagram(&mut self, from: Node, to: Option<Node>, (source, target): (IpAddr, IpAddr), payload: &[u8]) {
         let Some(to) = to else { return };
         let path = self.path(from, to);
-        self.log.datagram(self.now, source, target, &payload);
+        self.log.datagram(self.now, source, target, payload);
         if path.loses(&mut self.dice) {
             return;
         }
@@ -634,7 +633,7 @@ impl World {
         }
         let copies = if path.duplicate > 0 && self.dice.chance(path.duplicate, 100) { 2 } else { 1 };
         for copy in 0..copies {
-            let datagram = Box::new((meta.clone(), payload.clone()));
+            let datagram = Box::new((meta.clone(), payload.to_vec()));
             self.at(self.now + wait + copy * MS, Event::Datagram(to, datagram));
         }
     }
