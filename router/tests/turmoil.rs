@@ -38,6 +38,9 @@ fn perform(seed: u64) -> Story {
         assert!(!has_route(&outside.objects(), "20.0.0.1/32"), "not ready: not announced");
         router.lb.send_replace(ready(&["20.0.0.1/32"]));
         outside.until(|objects| has_route(objects, "20.0.0.1/32")).await;
+        let peer = router.status().await.peers["gateway"].clone();
+        assert_eq!((peer.hold_time_s, peer.keepalive_s, peer.received, peer.announced), (3, 1, 1, 1));
+        assert_eq!((peer.negotiated, peer.end_of_rib), (peer.families.clone(), peer.families));
         router.lb.send_replace(ready(&[]));
         outside.until(|objects| !has_route(objects, "20.0.0.1/32")).await;
         router.lb.send_replace(ready(&["20.0.0.1/32"]));

@@ -17,7 +17,7 @@ use martlet_bfd::{SessionConfig, SessionId, SessionStatus};
 use martlet_bgp::CloseReason;
 use martlet_clock::Instant;
 use martlet_netlink::{Change, Link, Object, Snapshot};
-use martlet_router::core::{Caller, Config, Listener, Listeners, Router};
+use martlet_router::core::{Caller, Config, Listener, Listeners, Router, Status};
 use martlet_router::driver::{
     Accepted, Asker, Bfd, Clock, Connecting, Driver, Kernel, Net, News, Readiness, Signal, Source, World,
 };
@@ -254,9 +254,15 @@ pub struct Handle {
     pub lb: Rc<watch::Sender<Lb>>,
     signals: mpsc::Sender<Signal>,
     ended: Rc<Cell<bool>>,
+    asker: Asker,
 }
 
 impl Handle {
+    /// What `martlet show status` would print.
+    pub async fn status(&self) -> Status {
+        self.asker.ask(|look| look.router.status(look.now)).await.expect("a driver")
+    }
+
     /// SIGTERM.
     pub async fn stop(&self) {
         self.signals.send(Signal::Stop).await.expect("a driver");
@@ -298,16 +304,17 @@ impl Sim {
         let (lb, lb_receiver) = watch::channel(if role.gated { ready(&[]) } else { Lb::Ungated });
         let (signals, signals_receiver) = mpsc::channel(1);
         let ended = Rc::new(Cell::new(false));
-        let handle = Handle { kernel: kernel.clone(), lb: Rc::new(lb), signals, ended: ended.clone() };
+        let (asker, questions) = Asker::new();
+        let handle = Handle { kernel: kernel.clone(), lb: Rc::new(lb), signals, ended: ended.clone(), asker };
         let story = self.story.clone();
         let seed = self.seed;
         // Taken by the only start of the host.
-        let once = RefCell::new(Some(signals_receiver));
+        let once = RefCell::new(Some((signals_receiver, questions)));
         self.network.host(name, move || {
             let (kernel, story, ended) = (kernel.clone(), story.clone(), ended.clone());
             let mut lb = lb_receiver.clone();
             lb.mark_changed();
-            let signals = once.borrow_mut().take().expect("a host starts once");
+            let (signals, questions) = once.borrow_mut().take().expect("a host starts once");
             async move {
                 let own = turmoil::lookup(name);
                 let (views, mut receiver) = watch::channel(Some(view(&role)));
@@ -315,7 +322,6 @@ impl Sim {
                 kernel.0.links.borrow_mut().insert(1, link(own));
                 let mut first = kernel.clone();
                 first.dump();
-                let (asker, questions) = Asker::new();
                 let world = World {
                     net: SimNet::default(),
                     bfd: NoBfd,
@@ -332,7 +338,7 @@ impl Sim {
                 });
                 driver.run().await;
                 ended.set(true);
-                drop((views, asker));
+                drop(views);
                 std::future::pending().await
             }
         });
