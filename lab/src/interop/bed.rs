@@ -38,7 +38,7 @@ pub struct Variant {
     pub md5: bool,
     /// Port 10179 and AS numbers of four octets, else port 179 and two octets.
     pub wide: bool,
-    /// The peer does not say that it speaks four-octet AS numbers: longer ones reach it in AS4_PATH (RFC 6793 section 4.2.2).
+    /// The peer does not say that it speaks four-octet AS numbers: longer ones reach it in `AS4_PATH` (RFC 6793 section 4.2.2).
     pub old: bool,
 }
 
