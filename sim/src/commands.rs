@@ -53,6 +53,18 @@ enum Verb {
         /// The seed, or the file.
         what: String,
     },
+    /// Play seeds of the second world: the real driver over turmoil.
+    Driven {
+        /// How many.
+        #[arg(long, default_value_t = 40)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Tell the story of the first one.
+        #[arg(long)]
+        events: bool,
+    },
     /// Plant bugs in a scratch copy, build it, and see whether they are found; writes the table of docs/simulation.md.
     Mutants {
         /// Only those whose name contains this.
@@ -102,6 +114,7 @@ impl Command {
             Verb::Replay { what, how } => replay(&what, &how),
             Verb::Shrink { what } => shrink(&what),
             Verb::Seeds { file } => seeds(&file),
+            Verb::Driven { seeds, from, events } => Ok(driven(seeds, from, events)),
             Verb::Mutants { only, seeds } => crate::mutants::run(&only, seeds),
         }
     }
@@ -333,6 +346,28 @@ fn shrink(what: &str) -> Result<bool> {
     let small = play::shrink(&script, failure.invariant, |next| println!("# {} faults", next.faults.len()));
     print!("{}", serde_saphyr::to_string(&small)?);
     Ok(false)
+}
+
+fn driven(seeds: u64, from: u64, events: bool) -> bool {
+    let started = Instant::now();
+    let mut failing = Vec::new();
+    for seed in from..from + seeds {
+        let (failure, story) = crate::driven::play(seed);
+        if events && seed == from {
+            println!("{}", story.join("\n"));
+        }
+        if let Some(failure) = failure {
+            println!("driven seed {seed}: BROKEN {}", play::words(&failure));
+            failing.push(seed.to_string());
+        }
+    }
+    println!("{seeds} seeds of the driver in {:.1} s", started.elapsed().as_secs_f64());
+    if failing.is_empty() {
+        println!("no promise was broken");
+    } else {
+        println!("failing seeds: {}", failing.join(" "));
+    }
+    failing.is_empty()
 }
 
 fn seeds(file: &PathBuf) -> Result<bool> {
