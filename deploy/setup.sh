@@ -5,7 +5,7 @@
 set -eu
 
 RUST=1.95
-BUILD="build-essential ca-certificates pkg-config"
+BUILD="build-essential ca-certificates pkg-config python3"
 LABS="iproute2 iputils-ping nftables procps tcpdump tshark
 frr bird2 gobgpd openbgpd exabgp"
 

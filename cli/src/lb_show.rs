@@ -11,7 +11,7 @@ use martlet_lb::show::State;
 
 use crate::table::Table;
 
-/// LoadBalancer the load balancer is.
+/// Where the load balancer is.
 #[derive(Debug, clap::Args)]
 pub struct LoadBalancer {
     /// The load balancer's control socket.

@@ -86,7 +86,7 @@ enum What {
     Services,
     /// Endpoints of the load balancer: state, mark, share, packets.
     Endpoints,
-    /// Routes (L34Route) in the order in which the load balancer asks them.
+    /// Routes in the order in which the load balancer asks them.
     Flows,
     /// Queues of the load balancer, and what it dropped.
     Queues,

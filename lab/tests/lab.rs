@@ -1,5 +1,7 @@
 //! What the lab itself promises: nothing stays, cuts are what they say, times are the kernel's. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed")]
+
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
