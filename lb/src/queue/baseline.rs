@@ -7,6 +7,9 @@ use std::os::fd::RawFd;
 
 use super::{Seat, Settings};
 
+/// How often a socket is opened until it is known by its number.
+const ATTEMPTS: usize = 1000;
+
 /// A bound queue and its socket, which the crate does not show.
 pub(super) struct Bound {
     queue: nfq::Queue,
@@ -15,18 +18,26 @@ pub(super) struct Bound {
 
 /// Binds `queue`.
 pub(super) fn bind(queue: u16, settings: &Settings) -> io::Result<Bound> {
-    let before = descriptors()?;
-    let mut opened = nfq::Queue::open()?;
-    let new: Vec<RawFd> = descriptors()?.difference(&before).copied().collect();
-    let [socket] = new[..] else {
-        return Err(io::Error::other("another descriptor was opened at the same time"));
-    };
+    let (mut opened, socket) = open()?;
     opened.bind(queue)?;
     opened.set_copy_range(queue, settings.copy_range)?;
     opened.set_recv_gso(queue, true)?;
     opened.set_queue_max_len(queue, settings.length)?;
     opened.set_nonblocking(true);
     Ok(Bound { queue: opened, socket })
+}
+
+/// A socket of the crate and its descriptor: the one that is new. While another thread opens sockets too, that is tried again.
+fn open() -> io::Result<(nfq::Queue, RawFd)> {
+    for _ in 0..ATTEMPTS {
+        let before = descriptors()?;
+        let opened = nfq::Queue::open()?;
+        let new: Vec<RawFd> = descriptors()?.difference(&before).copied().collect();
+        if let [socket] = new[..] {
+            return Ok((opened, socket));
+        }
+    }
+    Err(io::Error::other("other descriptors are opened all the time"))
 }
 
 /// The netfilter sockets of this process that could be the crate's.
