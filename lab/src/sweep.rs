@@ -70,17 +70,7 @@ pub fn sweep(depth: Depth, only: Option<&str>) -> Result<BTreeSet<String>> {
 /// A namespace is still there afterwards.
 pub fn remove_namespaces(names: &[String]) -> Result<()> {
     for name in names {
-        // What was started a moment ago may start another: look again until nobody is left.
-        for _ in 0..50 {
-            let pids = pids_in(&Path::new(NAMESPACES).join(name));
-            if pids.is_empty() {
-                break;
-            }
-            for pid in pids {
-                let _ = sys::kill(pid, Signal::Kill);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        kill_in(name);
     }
     for name in names {
         let _ = fs::remove_dir_all(Path::new(FRR_STATE).join(name));
@@ -91,6 +81,21 @@ pub fn remove_namespaces(names: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Kills what runs in a namespace, until nobody is left there.
+pub(crate) fn kill_in(name: &str) {
+    // What was started a moment ago may start another: look again until nobody is left.
+    for _ in 0..50 {
+        let pids = pids_in(&Path::new(NAMESPACES).join(name));
+        if pids.is_empty() {
+            break;
+        }
+        for pid in pids {
+            let _ = sys::kill(pid, Signal::Kill);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Process id and start time (clock ticks since boot) of a living process: what an owner is known by.

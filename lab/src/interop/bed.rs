@@ -18,6 +18,7 @@ use crate::lab::{End, Lab};
 use crate::namespace::Namespace;
 use crate::peer::{Make, Peer, Setup};
 use crate::process::Process;
+use crate::sweep;
 use crate::sys::Signal;
 use crate::wait::{LIMIT, Seen, until};
 
@@ -211,14 +212,15 @@ impl Bed {
         Ok(Martlet { process, path, peer: variant.address(2).to_string() })
     }
 
-    /// Kills all processes of a peer, by their ids, and waits for their end.
+    /// Kills a peer in its namespace: what it started as well, which would hold its port and take its control socket away.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn kill(peer: &dyn Peer) -> Result<()> {
+    /// It does not end.
+    pub fn kill(namespace: &Namespace, peer: &dyn Peer) -> Result<()> {
         for process in peer.processes() {
             process.signal(Signal::Kill)?;
         }
+        sweep::kill_in(namespace.name());
         for process in peer.processes() {
             process.wait(LIMIT)?;
         }

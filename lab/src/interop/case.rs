@@ -278,7 +278,7 @@ impl Case {
     /// Kills the peer and starts it again. Returns how many events there were before.
     fn restart(&mut self, restarted: bool) -> Result<usize> {
         let before = self.speaker.events()?.len();
-        Bed::kill(self.peer.as_ref())?;
+        Bed::kill(&self.bed.theirs, self.peer.as_ref())?;
         let setup = Setup { restarted, ..self.setup.clone() };
         self.peer = self.bed.peer(&setup)?;
         Ok(before)
@@ -327,7 +327,7 @@ impl Case {
         let since = SystemTime::now();
         if let Some(third) = &self.third {
             // It has read its End: what follows is between the two.
-            Bed::kill(third.as_ref())?;
+            Bed::kill(&self.bed.third, third.as_ref())?;
         }
         let start = Instant::now();
         self.speaker.process.signal(Signal::Term)?;

@@ -110,7 +110,7 @@ pub fn collide(make: Make, rounds: u32) -> Result<Collisions> {
         }
     }
     let before = speaker.events()?.len();
-    Bed::kill(peer.as_ref())?;
+    Bed::kill(&bed.theirs, peer.as_ref())?;
     peer = bed.peer(&setup)?;
     speaker.wait("the session with the peer that was killed", before, SESSION, |event| is(event, "established"))?;
     settled(&bed, peer.as_ref())?;
@@ -173,7 +173,7 @@ pub fn recover(make: Make) -> Result<Recovery> {
     }
     bfd_up(peer.as_ref())?;
     let before = speaker.events()?.len();
-    Bed::kill(peer.as_ref())?;
+    Bed::kill(&bed.theirs, peer.as_ref())?;
     peer = bed.peer(&setup)?;
     let back = SystemTime::now();
     let (event, flaps) = again(&speaker, before)?;
