@@ -9,6 +9,7 @@ pub mod bfd;
 pub mod capture;
 pub mod cluster;
 pub mod demo;
+pub mod interop;
 pub mod lab;
 pub mod monitor;
 pub mod namespace;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use martlet_lab::{app, bench, bfd, demo, sweep};
+use martlet_lab::{app, bench, bfd, demo, interop, sweep};
 
 /// Labs in network namespaces: the demo, applications, what was left behind.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ enum Command {
     Bfd(bfd::Arguments),
     /// Measures, beside others where there are any; writes target/bench.json.
     Bench(bench::Options),
+    /// The speaker against other speakers, as those report it; writes docs/interop.md.
+    Interop(interop::Options),
     /// Removes labs that were left up or left behind.
     Clean {
         /// Only this lab.
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
             .and_then(|runtime| runtime.block_on(app::serve(options))),
         Command::Bfd(arguments) => bfd::serve(&arguments),
         Command::Bench(options) => bench::run(&options),
+        Command::Interop(options) => interop::run(&options),
         Command::Clean { name } => sweep::sweep(sweep::Depth::Everything, name.as_deref()).map(|labs| {
             for lab in labs {
                 println!("removed {lab}");
