@@ -81,6 +81,8 @@ pub struct Check {
     pub asked: BTreeMap<&'static str, u64>,
     /// What was seen at least once.
     pub seen: BTreeSet<String>,
+    /// A session ended since the last look: that may be shorter than what lies between two.
+    disturbed: Option<String>,
     now: u64,
     bfd: BTreeMap<(usize, IpAddr), Bfd>,
 }
@@ -181,6 +183,9 @@ impl Check {
         match event {
             Event::Bgp(event) => {
                 self.bgp_event(event);
+                if let BgpEvent::State { neighbor, from: NeighborState::Established, .. } = event {
+                    self.disturbed = Some(format!("the session {neighbor} of a pod ended, nobody knows why"));
+                }
                 if let BgpEvent::State { neighbor, to, .. } = event
                     && let Some((gateway, family)) = neighbor.0.strip_prefix('g').and_then(|name| name.split_once("-v"))
                     && let Ok(gateway) = gateway.parse()
@@ -457,7 +462,7 @@ impl World {
         }
         if self.now >= self.quiet_at {
             self.check.ask("liveness");
-            match self.unwell() {
+            match self.check.disturbed.take().or_else(|| self.unwell()) {
                 None => _ = self.well_since.get_or_insert(self.now),
                 Some(why) => {
                     self.well_since = None;

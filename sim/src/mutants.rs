@@ -71,12 +71,12 @@ pub fn run(only: &str, seeds: u64) -> Result<bool> {
             None => println!("{name}: NOT CAUGHT by {seeds} seeds"),
         }
         fates.push(fate);
+        if only.is_empty() {
+            write_table(&root.join("docs/simulation.md"), &fates, seeds)?;
+        }
     }
     let caught = fates.iter().filter(|fate| fate.caught.is_some()).count();
     println!("{caught} of {} planted bugs were caught", fates.len());
-    if only.is_empty() {
-        write_table(&root.join("docs/simulation.md"), &fates, seeds)?;
-    }
     Ok(caught == fates.len())
 }
 
@@ -139,6 +139,5 @@ fn write_table(file: &Path, fates: &[Fate], seeds: u64) -> Result<()> {
     let (head, rest) = text.split_once(BEGIN).context("docs/simulation.md has no place for the table")?;
     let (_, tail) = rest.split_once(END).context("docs/simulation.md has no end of the table")?;
     std::fs::write(file, format!("{head}{table}{tail}"))?;
-    println!("wrote {}", file.display());
     Ok(())
 }
