@@ -1,6 +1,6 @@
-//! The four system calls of the lab that std does not offer: enter a network namespace, die with the parent, send a signal,
-//! ask who we are.
-#![expect(unsafe_code, reason = "setns, prctl, kill and geteuid have no safe form in std")]
+//! The few system calls of the lab that std does not offer: enter a network namespace, die with the parent, send a signal,
+//! ask who we are, take a CPU.
+#![expect(unsafe_code, reason = "setns, prctl, kill, geteuid and the scheduler have no safe form in std")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -81,6 +81,22 @@ pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     // SAFETY: kill takes two numbers.
     check(unsafe { libc::kill(pid, signal.number()) })
+}
+
+/// Keeps the calling thread on one CPU, before every other that has no higher real-time priority.
+///
+/// # Errors
+/// What the kernel says: there is no such CPU, or we may not.
+pub fn take_cpu(cpu: usize) -> io::Result<()> {
+    // SAFETY: a set and a parameter of zeros are valid, and live until after the calls that read them.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set))?;
+        let mut parameter: libc::sched_param = std::mem::zeroed();
+        parameter.sched_priority = 50;
+        check(libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter))
+    }
 }
 
 /// Whether we are root.

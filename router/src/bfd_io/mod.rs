@@ -69,7 +69,7 @@ pub enum Event {
     Problem(String),
 }
 
-/// Counters of the thread: read at scrape, at most as old as its last turn.
+/// Counters of the thread: read at scrape, a few milliseconds older than its last turn at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Which scheduler the thread got, and why not `SCHED_FIFO`.
@@ -182,6 +182,7 @@ impl BfdThread {
             inbox: sys::Inbox::new(),
             statistics: Statistics::default(),
             refresh_at: Instant::ORIGIN,
+            told_at: Instant::ORIGIN,
         };
         let thread = std::thread::Builder::new().name(String::from("bfd")).spawn(move || turn.run())?;
         let handle = BfdHandle { shared, wake: ours, thread: Some(thread), wanted: BTreeMap::new() };

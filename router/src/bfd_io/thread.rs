@@ -26,10 +26,10 @@ const STALL: Duration = Duration::from_millis(2);
 const TELL_STALL: Duration = Duration::from_millis(10);
 /// How often interfaces that are missing are looked for, and the status is compared although nothing changed its state.
 const REFRESH: Duration = Duration::from_secs(1);
-/// Turns begin no closer to each other than this: what comes meanwhile is read in one batch.
+/// Turns begin no closer to each other than this, unless something is due: what comes meanwhile is read in one batch.
 const GRAIN: Duration = Duration::from_micros(250);
-/// So long at most does what is due wait for company: it is sent in one batch.
-const COMPANY: Duration = Duration::from_micros(50);
+/// How often the counters are told at most.
+const TELL_STATISTICS: Duration = Duration::from_millis(5);
 /// Batches that are read from one socket before another has its turn.
 const TURN: usize = 8;
 /// As many when something is due: after a stall, what proves that the other ends live may be far back in the queue.
@@ -53,6 +53,8 @@ pub(super) struct Loop {
     pub inbox: Inbox,
     pub statistics: Statistics,
     pub refresh_at: Instant,
+    /// When the counters were told last.
+    pub told_at: Instant,
 }
 
 /// However the thread ends, nobody goes on believing what it said last.
@@ -73,7 +75,7 @@ impl Loop {
             let mut now = sys::now();
             let mut rest = GRAIN.saturating_sub(now.since(turn));
             if let Some(deadline) = deadline {
-                rest = rest.min((deadline + COMPANY).since(now));
+                rest = rest.min(deadline.since(now));
             }
             if !rest.is_zero() {
                 sys::pause(rest);
@@ -107,7 +109,10 @@ impl Loop {
                 self.statistics.worst_lateness = self.statistics.worst_lateness.max(lateness);
                 self.statistics.lateness.count(lateness);
             }
-            self.tell_statistics();
+            if turn.since(self.told_at) >= TELL_STATISTICS {
+                self.tell_statistics();
+                self.told_at = turn;
+            }
         }
     }
 
@@ -155,6 +160,7 @@ impl Loop {
         }
         if stop {
             self.flush();
+            self.tell_statistics();
         }
         stop
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{Options, Row};
+use crate::sys;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,27 +48,33 @@ fn program() -> Result<PathBuf> {
     Ok(std::env::current_exe()?)
 }
 
-/// Looks at the clock every 2 ms and remembers the longest time between two looks.
+/// Looks at the clock every 2 ms, on each CPU before anybody else, and remembers the longest time between two looks: so long did
+/// the machine, or one of its CPUs, stand still.
 struct StallDetector {
     worst_us: Arc<AtomicU64>,
     end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl StallDetector {
     fn start() -> Self {
         let (worst_us, end) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (worst, ended) = (Arc::clone(&worst_us), Arc::clone(&end));
-        let thread = std::thread::spawn(move || {
-            let mut before = Instant::now();
-            while !ended.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(2));
-                let gap = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
-                before = Instant::now();
-                worst.fetch_max(gap, Ordering::Relaxed);
-            }
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (0..cpus).map(|cpu| {
+            let (worst, ended) = (Arc::clone(&worst_us), Arc::clone(&end));
+            std::thread::spawn(move || {
+                // Without that it sees other stalls too: then fewer runs count.
+                let _ = sys::take_cpu(cpu);
+                let mut before = Instant::now();
+                while !ended.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(2));
+                    let gap = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    before = Instant::now();
+                    worst.fetch_max(gap, Ordering::Relaxed);
+                }
+            })
         });
-        Self { worst_us, end, thread: Some(thread) }
+        Self { threads: threads.collect(), worst_us, end }
     }
 
     /// The longest gap so far.
@@ -79,7 +86,7 @@ impl StallDetector {
 impl Drop for StallDetector {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
