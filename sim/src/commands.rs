@@ -383,3 +383,21 @@ fn seeds(file: &PathBuf) -> Result<bool> {
     println!("{} seeds that once failed, {} fail", sum.done, sum.failures.len());
     Ok(sum.failures.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_once_failed_and_what_users_ask_breaks_no_promise() {
+        let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        assert!(seeds(&here.join("seeds.txt")).unwrap());
+        let scenarios: Vec<_> =
+            std::fs::read_dir(here.join("scenarios")).unwrap().map(|file| file.unwrap().path()).collect();
+        assert!(scenarios.len() >= 3);
+        for scenario in scenarios {
+            let script = script(&scenario.display().to_string()).unwrap();
+            assert_eq!(play::play(&script, Log::none(), None).failure, None, "{}", scenario.display());
+        }
+    }
+}

@@ -113,7 +113,7 @@ fn play(scratch: &Path, seeds: u64) -> Result<Option<(String, String)>> {
     let seeds = seeds.to_string();
     // A bug may be an endless loop as well.
     let mut command = Command::new("timeout");
-    let output = command.arg("900").arg(binary).args(["run", "--first", "--seeds", &seeds]).output()?;
+    let output = command.arg("600").arg(binary).args(["run", "--first", "--seeds", &seeds]).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("seed ")?.split_once(": BROKEN "));
     Ok(match (line, output.status.code()) {
