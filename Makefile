@@ -10,7 +10,7 @@ LAB := $(TARGET)/lab
 export MARTLET_BIN ?= $(LAB)/martlet
 export MARTLET_LAB_BIN ?= $(LAB)/martlet-lab
 
-.PHONY: help setup setup-unit build demo test test-unit lint lab-tests interop cluster sim bench deny clean
+.PHONY: help setup setup-unit build demo test test-unit lint lab-tests interop cluster sim sim-mutants test-all bench deny clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,9 @@ build: ## the binaries that labs run (target/lab)
 demo: setup build ## the main job on real input: FRR gateway, router, lb, applications in namespaces [KEEP=1]
 	@$(LAB)/martlet-lab demo $(if $(KEEP),--keep)
 
-test: setup lint test-unit lab-tests cluster sim ## everything that proves correctness; what CI calls
+test: setup lint test-unit lab-tests sim ## everything that proves correctness within its time; what CI calls
+
+test-all: test cluster interop sim-mutants ## the same, and what does not fit: cluster suite, full interop, planted bugs
 
 test-unit: setup-unit ## what needs no peer and no lab
 	@$(CARGO) test --locked --workspace --exclude martlet-lab
@@ -50,6 +52,12 @@ cluster: setup build ## the suite on a real API server and controller-manager (n
 sim: setup-unit ## deterministic simulation [SEEDS=2000; 0: until stopped]
 	@$(CARGO) build --locked --profile lab -p martlet-sim
 	@$(LAB)/martlet-sim run --seeds $(or $(SEEDS),2000)
+	@$(LAB)/martlet-sim driven --seeds 40
+	@$(LAB)/martlet-sim seeds
+
+sim-mutants: setup-unit ## planted bugs: is each one found? -> docs/simulation.md
+	@$(CARGO) build --locked --profile lab -p martlet-sim
+	@$(LAB)/martlet-sim mutants
 
 bench: setup build ## figures, beside the peers in the same run [ONLY=router] [QUICK=1]
 	@$(LAB)/martlet-lab bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
