@@ -1,6 +1,6 @@
 //! Which `L34Route` a packet belongs to: the matching one with the highest priority, of equal ones the first by name.
 //!
-//! The routes are sorted once, in that order. Their VIPs and protocols lead to a [`Group`]; in a group, each of three
+//! The routes are sorted once, in that order. Their VIPs and protocols lead to a `Group`; in a group, each of three
 //! dimensions (source address, source port, destination port) is cut at every border that a route names, and each piece
 //! holds the set of the group's routes that accept it, as bits in their order (the bit vectors of Lakshman and Stiliadis,
 //! SIGCOMM 1998, with the summaries of Baboescu and Varghese, 2001). A packet costs one binary search for the VIP, one a

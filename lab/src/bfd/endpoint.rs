@@ -57,7 +57,7 @@ pub struct Wish {
     pub unaffiliated: bool,
     /// Least TTL.
     pub min_ttl: u8,
-    /// Kind of authentication, in the words of [`AUTH`], and keys.
+    /// Kind of authentication, in the words of `AUTH`, and keys.
     pub auth: Option<(String, Vec<Key>)>,
 }
 
