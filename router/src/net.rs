@@ -160,19 +160,23 @@ fn prepare(transport: &Transport) -> io::Result<(TcpSocket, SocketAddr)> {
     Ok((TcpSocket::from_std_stream(socket.into()), remote))
 }
 
+/// Connects a socket that is ready to, or says why it is not.
+pub(crate) fn connecting(prepared: io::Result<(TcpSocket, SocketAddr)>) -> Connecting<TcpStream> {
+    Box::pin(async move {
+        let reason = |error: io::Error| close_reason(&error);
+        let (socket, remote) = prepared.map_err(reason)?;
+        let connect = tokio::time::timeout(CONNECT_TIME, socket.connect(remote));
+        let stream = connect.await.map_err(|_| CloseReason::NoAnswer)?.map_err(reason)?;
+        let (local, remote) = (stream.local_addr().map_err(reason)?, stream.peer_addr().map_err(reason)?);
+        Ok((stream, local, remote))
+    })
+}
+
 impl Net for KernelNet {
     type Stream = TcpStream;
 
     fn connect(&mut self, transport: &Transport) -> Connecting<TcpStream> {
-        let prepared = prepare(transport);
-        Box::pin(async move {
-            let reason = |error: io::Error| close_reason(&error);
-            let (socket, remote) = prepared.map_err(reason)?;
-            let connect = tokio::time::timeout(CONNECT_TIME, socket.connect(remote));
-            let stream = connect.await.map_err(|_| CloseReason::NoAnswer)?.map_err(reason)?;
-            let (local, remote) = (stream.local_addr().map_err(reason)?, stream.peer_addr().map_err(reason)?);
-            Ok((stream, local, remote))
-        })
+        connecting(prepare(transport))
     }
 
     fn listen(&mut self, listeners: &Listeners) {

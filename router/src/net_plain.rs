@@ -7,9 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use martlet_bgp::CloseReason;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tracing::warn;
@@ -17,11 +15,9 @@ use tracing::warn;
 use crate::core::{Caller, Listeners};
 use crate::driver::{Accepted, Connecting, Net};
 use crate::intent::{Key, Transport};
+use crate::net::connecting;
 use crate::sys;
-use crate::wires::close_reason;
 
-/// How long a connect may take.
-const CONNECT_TIME: Duration = Duration::from_secs(30);
 /// Unsent octets above which a socket does not want more.
 const UNSENT: u32 = 64 * 1024;
 
@@ -87,15 +83,7 @@ impl Net for PlainNet {
     type Stream = TcpStream;
 
     fn connect(&mut self, transport: &Transport) -> Connecting<TcpStream> {
-        let prepared = prepare(transport);
-        Box::pin(async move {
-            let reason = |error: io::Error| close_reason(&error);
-            let (socket, remote) = prepared.map_err(reason)?;
-            let connect = tokio::time::timeout(CONNECT_TIME, socket.connect(remote));
-            let stream = connect.await.map_err(|_| CloseReason::NoAnswer)?.map_err(reason)?;
-            let (local, remote) = (stream.local_addr().map_err(reason)?, stream.peer_addr().map_err(reason)?);
-            Ok((stream, local, remote))
-        })
+        connecting(prepare(transport))
     }
 
     fn listen(&mut self, _listeners: &Listeners) {}
