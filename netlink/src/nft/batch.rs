@@ -142,6 +142,15 @@ impl Batch {
                 let size = u32::try_from(marks.len()).unwrap_or(u32::MAX);
                 attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
             }
+            Set::Map { key, value, .. } => {
+                attributes.push(SetAttribute::Flags(SetFlags::Map));
+                attributes.extend([SetAttribute::KeyType(TYPE_INTEGER), SetAttribute::KeyLen(*key)]);
+                attributes.extend([SetAttribute::DataType(TYPE_INTEGER), SetAttribute::DataLen(*value)]);
+            }
+            Set::Counted(_) => {
+                attributes.extend([SetAttribute::KeyType(TYPE_MARK), SetAttribute::KeyLen(4)]);
+                attributes.push(SetAttribute::UserData(host_order()));
+            }
         }
         self.add(&format!("set {name} of "), NfTablesMessage::NewSet(SetMessage { attributes }), NLM_F_CREATE);
         self.add_elements(name, all(set));
@@ -155,6 +164,12 @@ impl Batch {
             let changed = || old.iter().zip(new.iter()).zip(0..).filter(|((old, new), _)| old != new);
             let gone = changed().map(|((old, _), slot)| mark(slot, *old)).collect();
             (gone, changed().map(|((_, new), slot)| mark(slot, *new)).collect())
+        } else if matches!(new, Set::Map { .. } | Set::Counted(_)) {
+            let (old, new) = (all(old), all(new));
+            let surplus = |these: &[Element], those: &[Element]| -> Vec<Element> {
+                these.iter().filter(|element| !those.contains(element)).cloned().collect()
+            };
+            (surplus(&old, &new), surplus(&new, &old))
         } else {
             let (old, new) = (intervals(old), intervals(new));
             let surplus =
@@ -215,6 +230,10 @@ fn same_shape(old: &Set, new: &Set) -> bool {
     match (old, new) {
         (Set::Prefixes { family: old, .. }, Set::Prefixes { family: new, .. }) => old == new,
         (Set::Marks(old), Set::Marks(new)) => old.len() == new.len(),
+        (Set::Map { key, value, .. }, Set::Map { key: new_key, value: new_value, .. }) => {
+            (key, value) == (new_key, new_value)
+        }
+        (Set::Counted(_), Set::Counted(_)) => true,
         _ => false,
     }
 }
@@ -251,6 +270,8 @@ fn all(set: &Set) -> Vec<Element> {
     match set {
         Set::Prefixes { .. } => intervals(set).iter().flat_map(Interval::elements).collect(),
         Set::Marks(marks) => (0..).zip(marks.iter()).map(|(slot, value)| mark(slot, *value)).collect(),
+        Set::Map { elements, .. } => elements.iter().map(|(key, value)| pair(key, value)).collect(),
+        Set::Counted(marks) => marks.iter().copied().map(counted).collect(),
     }
 }
 
@@ -260,6 +281,18 @@ fn chunks(elements: Vec<Element>) -> impl Iterator<Item = Vec<Element>> {
         let chunk: Vec<_> = elements.by_ref().take(ELEMENTS_MAX).collect();
         (!chunk.is_empty()).then_some(chunk)
     })
+}
+
+fn pair(key: &[u8], value: &[u8]) -> Element {
+    vec![
+        SetElementAttribute::Key(DataAttribute::Value(key.to_vec())),
+        SetElementAttribute::Data(DataAttribute::Value(value.to_vec())),
+    ]
+}
+
+/// An element with a counter of its own.
+fn counted(mark: u32) -> Element {
+    vec![SetElementAttribute::Key(DataAttribute::Value(mark.to_ne_bytes().to_vec())), expression::counter()]
 }
 
 /// The result of a hash is a number in the machine's order, and so is a mark.

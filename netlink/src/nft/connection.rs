@@ -1,16 +1,20 @@
 //! The socket to nftables: one batch, one answer. It blocks nothing but the time the kernel takes.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableMessage};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::nftables::{
+    NfTablesMessage, SetElementList, SetElementMessage, TableAttribute, TableMessage,
+};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::batch::{Batch, Part};
+use super::counts;
 use super::{Chain, Queue, QueueForm, Rule, Table, Watch};
 use crate::datagram::{self, Reply};
 use crate::{Error, filter, sys};
@@ -100,6 +104,35 @@ impl Connection {
             Some(Reply { errno: libc::ENOENT, .. }) => Ok(false),
             Some(Reply { errno, detail }) => Err(Error::refused(failed, errno, detail)),
             None => Err(Error::io(failed)(ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    /// What the counters of a [`Set::Counted`](super::Set::Counted) say: packets and octets by mark.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such set, [`Error::Io`].
+    pub fn counts(&mut self, table: &str, set: &str) -> Result<BTreeMap<u32, (u64, u64)>, Error> {
+        let failed = format!("counters of set {set} of table {table} cannot be read");
+        let names = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())];
+        let first = self.sequence;
+        let mut octets = Vec::new();
+        let message = NfTablesMessage::GetSetElement(SetElementMessage { attributes: names });
+        self.append(&mut octets, NetfilterProtoFamily::Inet, 0, message, NLM_F_DUMP);
+        self.socket.send(&octets, 0).map_err(Error::io(&failed))?;
+        let mut counts = BTreeMap::new();
+        let mut buffer = Vec::new();
+        loop {
+            buffer.clear();
+            buffer.reserve(DATAGRAM_MAX);
+            // The kernel has the next part ready when the last one is read.
+            self.socket.recv(&mut buffer, 0).map_err(Error::io(&failed))?;
+            for message in datagram::messages(&buffer).filter(|message| counts::sequence(message) == Some(first)) {
+                match counts::read(message, &mut counts) {
+                    counts::Part::More => {}
+                    counts::Part::Done => return Ok(counts),
+                    counts::Part::Failed(errno) => return Err(Error::refused(failed, errno, String::new())),
+                }
+            }
         }
     }
 

@@ -3,10 +3,11 @@
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup, Meta,
-    MetaKey as KernelKey, Operator, Payload, Register as KernelRegister, Verdict, VerdictAttribute,
+    MetaKey as KernelKey, Operator, Payload, Register as KernelRegister, SetElementAttribute, Verdict,
+    VerdictAttribute,
 };
 
-use super::rule::{Base, Expression, MetaKey, Queue, QueueForm, Register, protocol_family};
+use super::rule::{Base, Checksum, Expression, MetaKey, Queue, QueueForm, Register, protocol_family};
 
 /// One element of the list of expressions of a rule.
 type Element = ListAttribute<ExpressionAttribute>;
@@ -20,6 +21,13 @@ const QUEUE_BYPASS: u16 = 1;
 const QUEUE_FANOUT: u16 = 2;
 /// The revision of the `NFQUEUE` target that knows number, total and flags.
 const TARGET_REVISION: u32 = 3;
+
+/// Where an SCTP packet has its checksum: the kernel wants to be told.
+const SCTP_CHECKSUM: u32 = 8;
+/// An operation of `bitwise`.
+const SHIFT_RIGHT: u32 = 2;
+/// The attribute holds attributes.
+const NESTED: u16 = 0x8000;
 
 /// Where a transparent proxy finds its port.
 const PORT: Register = Register(0);
@@ -53,6 +61,31 @@ fn element(expression: &Expression) -> Element {
             Payload::Len(*length),
         ])
         .into(),
+        Expression::Write { from, base, offset, length, checksum } => {
+            let (kind, at) = match checksum {
+                Checksum::None => (0_u32, 0),
+                Checksum::Internet(at) => (1, *at),
+                Checksum::Sctp => (2, SCTP_CHECKSUM),
+            };
+            let mut attributes = vec![
+                number(2, self::base(*base)),
+                number(3, *offset),
+                number(4, *length),
+                number(5, register(*from)),
+                number(6, kind),
+            ];
+            if kind != 0 {
+                attributes.push(number(7, at));
+            }
+            other("payload", attributes)
+        }
+        Expression::ShiftRight { from, to, bits } => {
+            // One attribute in another: its value, in the machine's order.
+            let value = [&8_u16.to_ne_bytes()[..], &1_u16.to_ne_bytes(), &bits.to_ne_bytes()].concat();
+            let shift = DefaultNla::new(7 | NESTED, value);
+            let (from, to) = (number(1, register(*from)), number(2, register(*to)));
+            other("bitwise", vec![from, to, number(3, 4_u32), number(6, SHIFT_RIGHT), shift])
+        }
         Expression::Compare { register: from, equal, value } => Expressions::Cmp(vec![
             Cmp::SourceRegister(register(*from)),
             Cmp::Op(if *equal { Operator::Equal } else { Operator::NotEqual }),
@@ -158,6 +191,11 @@ fn verdict(verdict: Vec<VerdictAttribute>) -> Element {
     immediate(KernelRegister::Verdict, DataAttribute::Verdict(verdict))
 }
 
+/// What an element of a set has besides its key.
+pub(super) fn counter() -> SetElementAttribute {
+    SetElementAttribute::Expression(ExpressionAttribute::Name("counter".to_owned()))
+}
+
 fn number(kind: u16, value: impl Into<u32>) -> DefaultNla {
     DefaultNla::new(kind, value.into().to_be_bytes().to_vec())
 }
@@ -197,6 +235,28 @@ mod tests {
                     6, 0, 3, 0, 0, 3, 0, 0,
         ];
         assert_eq!(octets(&to_queue(QueueForm::Native)), golden);
+    }
+
+    /// What `nft --debug=mnl add rule inet t c tcp dport set 8080` sends, but for the register.
+    #[test]
+    fn a_write_names_what_covers_it() {
+        let write =
+            |checksum| Expression::Write { from: Register(1), base: Base::Transport, offset: 2, length: 2, checksum };
+        #[rustfmt::skip]
+        let golden = [
+            68, 0, 1, 0x80,
+                12, 0, 1, 0, b'p', b'a', b'y', b'l', b'o', b'a', b'd', 0,
+                52, 0, 2, 0x80,
+                    8, 0, 2, 0, 0, 0, 0, 2,
+                    8, 0, 3, 0, 0, 0, 0, 2,
+                    8, 0, 4, 0, 0, 0, 0, 2,
+                    8, 0, 5, 0, 0, 0, 0, 9,
+                    8, 0, 6, 0, 0, 0, 0, 1,
+                    8, 0, 7, 0, 0, 0, 0, 16,
+        ];
+        assert_eq!(octets(&write(Checksum::Internet(16))), golden);
+        let sctp = octets(&write(Checksum::Sctp));
+        assert_eq!((sctp.last(), octets(&write(Checksum::None)).len()), (Some(&8), golden.len() - 8));
     }
 
     #[test]

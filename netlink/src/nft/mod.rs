@@ -41,6 +41,7 @@
 
 mod batch;
 mod connection;
+mod counts;
 mod expression;
 mod rule;
 mod watch;
@@ -51,7 +52,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use connection::Connection;
-pub use rule::{Address, Base, Expression, MetaKey, Queue, QueueForm, Register, Rule, Slots};
+pub use rule::{Address, Base, Checksum, Expression, MetaKey, Queue, QueueForm, Register, Rule, Slots};
 pub use watch::Watch;
 
 use crate::Family;
@@ -100,6 +101,17 @@ pub enum Set {
     },
     /// Slot -> mark, for `jhash .. mod M`: the slots are the indexes.
     Marks(Arc<[u32]>),
+    /// Octets -> octets: what registers hold, so that fields of a key are filled up to 4 octets each.
+    Map {
+        /// Octets of each key.
+        key: u32,
+        /// Octets of each value.
+        value: u32,
+        /// What is in it.
+        elements: BTreeMap<Vec<u8>, Vec<u8>>,
+    },
+    /// Marks, each with a counter of the packets that were looked up: see [`Connection::counts`].
+    Counted(BTreeSet<u32>),
 }
 
 /// A chain.

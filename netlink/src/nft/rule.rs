@@ -58,6 +58,18 @@ pub struct Queue {
     pub form: QueueForm,
 }
 
+/// How the kernel keeps a checksum right when octets of a packet are written. One that the hardware will fill in is left
+/// alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing covers what is written, or nobody looks.
+    None,
+    /// The Internet checksum at this offset from the same base, changed by the difference.
+    Internet(u32),
+    /// The CRC32c of an SCTP packet, computed anew over all of it.
+    Sctp,
+}
+
 /// One step of a rule: it loads, tests or acts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expression {
@@ -83,6 +95,28 @@ pub enum Expression {
         length: u32,
         /// Whereto.
         to: Register,
+    },
+    /// Writes octets of the packet; the rule ends when there are too few.
+    Write {
+        /// Wherefrom.
+        from: Register,
+        /// What the offset counts from.
+        base: Base,
+        /// Octets.
+        offset: u32,
+        /// Octets.
+        length: u32,
+        /// What covers them.
+        checksum: Checksum,
+    },
+    /// `to = from >> bits`, of a number in the machine's order.
+    ShiftRight {
+        /// Operand.
+        from: Register,
+        /// Result.
+        to: Register,
+        /// How far.
+        bits: u32,
     },
     /// Goes on when the register is (not) `value`.
     Compare {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use martlet_netlink::Error;
 use martlet_netlink::Family::{self, Ipv4, Ipv6};
 use martlet_netlink::nft::{
-    Address, Chain, Connection, Expression, Place, Queue, QueueForm, Rule, Set, Slots, Table, Watch,
+    Address, Base, Chain, Checksum, Connection, Expression, MetaKey, Place, Queue, QueueForm, Register, Rule, Set,
+    Slots, Table, Watch,
 };
 
 use tokio::time::timeout;
@@ -138,6 +139,58 @@ fn what_the_kernel_refuses_is_named_and_changes_nothing() {
             );
             assert_eq!(stopped(["20.0.0.1", "20.0.0.2"]), ["20.0.0.1"]);
         }
+    });
+}
+
+#[test]
+fn an_element_counts_what_was_looked_up_and_a_map_writes_ports() {
+    in_namespace(async || {
+        everywhere_is_here();
+        let mut nft = Connection::open().unwrap();
+        let (zero, one) = (Register(0), Register(1));
+        let load = Expression::Payload { base: Base::Transport, offset: 2, length: 2, to: zero };
+        let map = Expression::Map { register: zero, map: "ports".into(), to: one };
+        let write = Expression::Write {
+            from: one,
+            base: Base::Transport,
+            offset: 2,
+            length: 2,
+            checksum: Checksum::Internet(6),
+        };
+        // The port as it will be written, shifted as in a mark of which it is the upper half.
+        let shifted = u32::from_ne_bytes([0, 0, 0x1f, 0x90]).to_ne_bytes();
+        let count = |mark| {
+            let found = Expression::Lookup { register: zero, set: "counted".into(), found: true };
+            Rule::new().set_mark(mark).then(Expression::Meta { key: MetaKey::Mark, to: zero }).then(found)
+        };
+        let shift = Expression::ShiftRight { from: one, to: one, bits: 16 };
+        let rules = vec![
+            Rule::new().protocol(17).then(load).then(map).then(shift).then(write),
+            count(7).mark(7),
+            count(8),
+            count(7),
+        ];
+        let elements = [([0x0f, 0xa0, 0, 0].to_vec(), shifted.to_vec())].into();
+        let table = Table::new("test")
+            .set("ports", Set::Map { key: 4, value: 4, elements })
+            .set("counted", Set::Counted([7, 9].into()))
+            .chain("output", Chain::at(Place::Output, -150, rules));
+        nft.apply(&table, None).unwrap();
+        let server = UdpSocket::bind("127.0.0.1:8080").unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..3 {
+            client.send_to(b"abc", "127.0.0.1:4000").unwrap();
+            assert_eq!(server.recv(&mut [0; 9]).unwrap(), 3);
+        }
+        let counts = nft.counts("test", "counted").unwrap();
+        assert_eq!(counts, [(7, (6, 6 * 31)), (9, (0, 0))].into(), "twice each of three packets");
+        // A change of elements keeps the counters of those that stay.
+        let more = table.clone().set("counted", Set::Counted((7..3000).collect()));
+        nft.apply(&more, Some(&table)).unwrap();
+        let counts = nft.counts("test", "counted").unwrap();
+        assert_eq!((counts.len(), counts[&7]), (2993, (6, 6 * 31)));
+        assert!(nft.counts("test", "nosuch").unwrap_err().to_string().contains("nosuch"));
     });
 }
 
