@@ -13,6 +13,7 @@ use crate::maglev::Table;
 use crate::nfqlb;
 use crate::packet::protocol::{ICMP, ICMPV6, SCTP, UDP};
 use crate::packet::{Content, Packet, parse};
+use crate::translate;
 
 /// The first mark that is ours; also the first table.
 pub const FIRST_MARK: u32 = 5000;
@@ -108,8 +109,18 @@ pub struct Choice {
     pub slot: u32,
     /// The endpoint's identifier.
     pub identifier: u16,
-    /// The mark that the kernel is told.
+    /// Mark and table of the endpoint.
     pub mark: u32,
+    /// The endpoint's port, where it is another than the VIP's.
+    #[serde(default)]
+    pub target_port: Option<u16>,
+}
+
+impl Choice {
+    /// The mark that the kernel is told: with the port that it shall write, for which see [`crate::translate`].
+    pub fn told(self) -> u32 {
+        self.mark | self.target_port.map_or(0, translate::in_mark)
+    }
 }
 
 impl Tables {
@@ -215,7 +226,9 @@ impl Tables {
         let table = backend.table(flow.destination);
         let hash = if self.policy.nfqlb { nfqlb::hash(flow) } else { flow.hash(self.seed) };
         let identifier = table.lookup(hash).ok_or(Reason::NoEndpoint)?;
-        Ok(Choice { rank, slot: table.slot(hash), identifier, mark: backend.first_mark + u32::from(identifier) })
+        let mark = backend.first_mark + u32::from(identifier);
+        let target_port = self.classifier.translation(rank, flow.protocol, flow.destination_port);
+        Ok(Choice { rank, slot: table.slot(hash), identifier, mark, target_port })
     }
 
     /// Where a packet goes; of a fragment: of the first one, unless fragments go by their addresses.
@@ -248,7 +261,10 @@ impl Tables {
         let by_inside = by_inside.find(|rank| self.classifier.sctp_in_udp_port(*rank) == Some(port));
         let by_packet = self.classifier.matches(flow, transport).next();
         match (by_inside, by_packet) {
-            (Some(rank), better) if better.is_none_or(|better| rank <= better) => self.of_route(rank, &inside),
+            (Some(rank), better) if better.is_none_or(|better| rank <= better) => {
+                // The ports outside are UDP's.
+                self.of_route(rank, &inside).map(|choice| Choice { target_port: None, ..choice })
+            }
             _ => self.choose(flow, transport),
         }
     }
@@ -259,7 +275,12 @@ impl Tables {
         let Packet { source, destination, protocol, .. } = *packet;
         let flow = Flow { source, destination, protocol, source_port: 0, destination_port: 0 };
         let rank = self.classifier.matches_any_port(&flow).next().ok_or(Reason::NoRoute)?;
-        self.of_route(rank, &flow)
+        let port = match packet.content {
+            Content::Ports { destination, .. } => Some(destination),
+            _ => None,
+        };
+        let target_port = port.and_then(|port| self.classifier.translation(rank, protocol, port));
+        self.of_route(rank, &flow).map(|choice| Choice { target_port, ..choice })
     }
 }
 

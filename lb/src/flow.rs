@@ -29,6 +29,8 @@ pub struct Classifier {
     names: Vec<Arc<str>>,
     /// By rank: the UDP port behind which a route takes SCTP.
     sctp_in_udp: Vec<Option<u16>>,
+    /// By rank: protocol number and port of the VIP -> port of the endpoint.
+    translations: Vec<BTreeMap<(u8, u16), u16>>,
     /// Sorted by VIP.
     vips: Vec<(IpAddr, Groups)>,
     /// See [`Classifier::transport_octets`].
@@ -85,11 +87,18 @@ impl Classifier {
         }
         let vips = by_vip.into_iter().map(|(vip, routes)| (vip, Groups::new(vip, &routes))).collect();
         let sctp_in_udp = sorted.iter().map(|(_, route)| route.sctp_in_udp_port).collect();
+        let translations = sorted.iter().map(|(_, route)| {
+            let number =
+                |((transport, port), target): (&(TransportProtocol, u16), &u16)| ((number(*transport), *port), *target);
+            route.port_translations.iter().map(number).collect()
+        });
+        let translations = translations.collect();
         let ends = sorted.iter().flat_map(|(_, route)| &route.byte_matches);
         let transport_octets = ends.map(|wanted| wanted.offset.saturating_add(wanted.octets.into())).max();
         Self {
             names: sorted.into_iter().map(|(name, _)| Arc::clone(name)).collect(),
             sctp_in_udp,
+            translations,
             vips,
             transport_octets: transport_octets.unwrap_or_default().max(TRANSPORT_OCTETS),
         }
@@ -141,6 +150,12 @@ impl Classifier {
         self.sctp_in_udp.get(usize::try_from(rank).ok()?).copied().flatten()
     }
 
+    /// The endpoint's port for a port of the VIP, if the route of a rank translates it.
+    pub fn translation(&self, rank: u32, protocol: u8, port: u16) -> Option<u16> {
+        let translations = self.translations.get(usize::try_from(rank).ok()?)?;
+        if translations.is_empty() { None } else { translations.get(&(protocol, port)).copied() }
+    }
+
     /// The ranks of the routes of the flow's VIP and protocol that accept its source, whatever its ports, best first.
     pub fn matches_any_port(&self, flow: &Flow) -> impl Iterator<Item = u32> + use<'_> {
         let found = self.group(flow).and_then(|group| {
@@ -164,6 +179,15 @@ impl Classifier {
     fn groups(&self, vip: IpAddr) -> Option<&Groups> {
         let place = self.vips.binary_search_by_key(&vip, |(vip, _)| *vip).ok()?;
         self.vips.get(place).map(|(_, groups)| groups)
+    }
+}
+
+/// The number of a protocol.
+pub const fn number(transport: TransportProtocol) -> u8 {
+    match transport {
+        TransportProtocol::Tcp => protocol::TCP,
+        TransportProtocol::Udp => protocol::UDP,
+        TransportProtocol::Sctp => protocol::SCTP,
     }
 }
 

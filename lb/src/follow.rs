@@ -26,7 +26,10 @@ use crate::ready::{Facts, meanwhile, partially_served, readiness};
 use crate::rules::{self, NFT_TABLE, Steer, nftables};
 use crate::status::Status;
 use crate::targets::{Hop, Marks, Settings, Targets, targets};
+use crate::translate;
 
+/// Checks (one a second) without an answer that an endpoint survives.
+const UNANSWERED: u32 = 3;
 /// How long removals wait for a thread that has not taken the new tables.
 const LETTING_GO: Duration = Duration::from_secs(1);
 
@@ -63,15 +66,15 @@ struct State {
     /// Our nftables table in the kernel.
     table: Option<nft::Table>,
     told: BTreeSet<String>,
-    /// Endpoints that the kernel asked for at the last check and had no answer from.
-    unanswered: BTreeSet<IpAddr>,
+    /// Endpoints that the kernel asks for without an answer, and at how many checks in a row it did.
+    unanswered: BTreeMap<IpAddr, u32>,
     /// Who decides, in words.
     engine: String,
     draining: bool,
     /// Whether the queue threads answered when they were last asked.
     alive: bool,
-    /// Whether the source has said what exists.
-    synced: bool,
+    /// Whether the source has said what exists, and can be read now.
+    reached: bool,
     /// VIPs that are ready although some of their routes are not served.
     partial: BTreeSet<Condition>,
 }
@@ -111,7 +114,7 @@ impl Follower {
     /// Makes everything follow `objects` and the links.
     pub async fn follow(&mut self, objects: &Objects) {
         let view = accept::view(objects, &self.gateway);
-        self.state.synced = objects.synced;
+        self.state.reached = objects.is_reached();
         let before = Arc::clone(&self.state.targets.tables);
         let next = targets(&view, &self.state.facts.links, &mut self.state.marks, &self.settings, &before);
         self.log(&view, &next);
@@ -195,10 +198,12 @@ impl Follower {
             match known.get(&(*interface, *address)) {
                 Some(Reachability::Failed) => drop(dead.insert(*address)),
                 Some(Reachability::Reachable) => drop(dead.remove(address)),
-                // Without an answer since the last check. (While packets come for it the kernel goes from "failed" back to
-                // "incomplete" at once, so that waiting for "failed" could take for ever.)
+                // While packets come for it the kernel goes from "failed" back to "incomplete" at once, so that waiting for
+                // "failed" could take for ever. As patient as the kernel: a link that just came up answers late.
                 Some(Reachability::Incomplete) => {
-                    if !unanswered.insert(*address) {
+                    let checks = unanswered.entry(*address).or_default();
+                    *checks += 1;
+                    if *checks > UNANSWERED {
                         dead.insert(*address);
                     }
                     continue;
@@ -232,7 +237,7 @@ impl Follower {
 
     /// All that is known.
     pub fn status(&self) -> Status {
-        let State { view, targets, facts, engine, alive, synced, partial, .. } = &self.state;
+        let State { view, targets, facts, engine, alive, reached, partial, .. } = &self.state;
         Status {
             view: view.clone(),
             targets: targets.clone(),
@@ -243,7 +248,7 @@ impl Follower {
             alive: *alive,
             counters: self.queues.counters(),
             dead: self.settings.dead.clone(),
-            source_reached: *synced,
+            source_reached: *reached,
             partial: partial.clone(),
         }
     }
@@ -320,7 +325,8 @@ impl Follower {
             Some(offload) => Steer::Kernel(offload),
         };
         let defragment = kernel_defragments || matches!(steer, Steer::Kernel(_));
-        let table = nftables(&self.state.targets.vips, self.queue, defragment, steer);
+        let replies = self.state.view.as_ref().map(translate::replies).unwrap_or_default();
+        let table = nftables(&self.state.targets.vips, &replies, self.queue, defragment, steer);
         if self.state.table.as_ref() == Some(&table) {
             return;
         }

@@ -182,7 +182,7 @@ mod tests {
         Held { queue: 0, id, length: 1000 }
     }
 
-    const FATE: Fate = Ok(Choice { rank: 0, slot: 7, identifier: 3, mark: 5003 });
+    const FATE: Fate = Ok(Choice { rank: 0, slot: 7, identifier: 3, mark: 5003, target_port: None });
 
     #[test]
     fn later_fragments_follow_the_first() {

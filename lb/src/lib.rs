@@ -3,8 +3,8 @@
 //! Pure parts, which know no socket and no clock: [`hash`] and [`maglev`] (the wire contract between replicas; [`nfqlb`]:
 //! another one's), [`packet`] (octets to a value), [`flow`] (`L34Route`s), [`engine`] (a packet and the tables: an
 //! endpoint), [`fragment`], [`icmp`] and [`verdict`] (what else a packet needs), [`targets`] (a view of the objects: tables
-//! and marks), [`rules`] (marks: routes, rules and nftables), [`offload`] (the engine's decisions as nftables), [`ready`]
-//! (which VIPs are served), [`counters`], [`status`] and [`show`] (what is shown).
+//! and marks), [`rules`] (marks: routes, rules and nftables), [`offload`] (the engine's decisions as nftables),
+//! [`translate`] (ports, as nftables), [`ready`] (which VIPs are served), [`counters`], [`status`] and [`show`] (what is shown).
 //!
 //! At the edge: [`queue`] (nfqueue, one thread a queue), [`readiness`] (the unix socket to the router), [`follow`] (a new
 //! view, and what is done about it in which order), [`control`], [`metrics`] and
@@ -32,4 +32,5 @@ pub mod run;
 pub mod show;
 pub mod status;
 pub mod targets;
+pub mod translate;
 pub mod verdict;

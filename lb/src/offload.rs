@@ -4,7 +4,7 @@
 //! that the first that matches is the best; each ends a packet's way, with the mark of its slot or in the queue:
 //!
 //! - What nftables can say of a route (VIP, source networks, protocol, ports) and a service with endpoints: a mark.
-//! - Byte matches, SCTP in UDP, port translation, or nobody to serve it: to the queue, and with it whatever such a route
+//! - Byte matches, SCTP in UDP, or nobody to serve it: to the queue, and with it whatever such a route
 //!   could take before a later one.
 //! - All else of a VIP (echoes, ICMP errors, what no route takes): to the queue.
 //!
@@ -17,13 +17,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use martlet_api::view::{Route, TransportProtocol, View};
+use martlet_api::view::{Route, View};
 use martlet_netlink::Family;
 use martlet_netlink::nft::{Address, Base, Chain, Expression, MetaKey, Queue, Register, Rule, Set, Table};
 
 use crate::engine::{Backend, Tables};
+use crate::flow::number as number_of;
 use crate::hash::Seed;
 use crate::packet::protocol;
+use crate::translate::{in_mark, translations};
 
 /// Elements of all maps together; more is for the queue.
 pub const MOST_ELEMENTS: usize = 2_000_000;
@@ -104,14 +106,22 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
         let mut chain = Chain::default();
         for (rank, name) in tables.classifier().names().iter().enumerate() {
             let Some(route) = view.routes.get(name) else { continue };
-            let Some(conditions) = conditions(family, rank, route, &mut made.sets) else { continue };
             let backend = tables.backend(rank).filter(|_| is_simple(route) && !tables.policy().nfqlb);
             let way = backend.and_then(|backend| Way::new(family, backend, tables.seed(), &mut made.sets));
-            for rule in conditions {
-                chain.rules.push(match &way {
-                    Some(way) => way.take(rule.counter()),
-                    None => rule.counter().queue(queue),
-                });
+            // Before the route as a whole, each of its ports that is another at the endpoint.
+            let translated = translations(route).filter(|_| way.is_some()).map(|((transport, port), target)| {
+                let protocols = [transport].into();
+                let one = Route { protocols, destination_ports: [(port, port)].into(), ..route.clone() };
+                (one, Some(target))
+            });
+            let translated: Vec<(Route, Option<u16>)> = translated.collect();
+            for (route, target) in translated.iter().map(|(route, target)| (route, *target)).chain([(route, None)]) {
+                for rule in conditions(family, rank, route, &mut made.sets).into_iter().flatten() {
+                    chain.rules.push(match &way {
+                        Some(way) => way.take(rule.counter(), target),
+                        None => rule.counter().queue(queue),
+                    });
+                }
             }
         }
         chain.rules.push(Rule::new().counter().queue(queue));
@@ -120,7 +130,7 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
     }
     let slots = |set: &Set| match set {
         Set::Marks(marks) => marks.len(),
-        Set::Prefixes { .. } => 0,
+        _ => 0,
     };
     made.elements = made.sets.values().map(slots).sum();
     made
@@ -128,7 +138,7 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
 
 /// Whether nftables can say all of a route.
 fn is_simple(route: &Route) -> bool {
-    route.byte_matches.is_empty() && route.sctp_in_udp_port.is_none() && route.port_translations.is_empty()
+    route.byte_matches.is_empty() && route.sctp_in_udp_port.is_none()
 }
 
 /// The beginnings of the rules of a route: one for each protocol and each aligned block of its ports. They match what the
@@ -154,11 +164,7 @@ fn conditions(family: Family, rank: usize, route: &Route, sets: &mut BTreeMap<St
     }
     let mut rules = Vec::new();
     for transport in &route.protocols {
-        let of_protocol = base.clone().protocol(match transport {
-            TransportProtocol::Tcp => protocol::TCP,
-            TransportProtocol::Udp => protocol::UDP,
-            TransportProtocol::Sctp => protocol::SCTP,
-        });
+        let of_protocol = base.clone().protocol(number_of(*transport));
         for source in blocks(&route.source_ports) {
             for destination in blocks(&route.destination_ports) {
                 rules.push(port(port(of_protocol.clone(), 0, source), 2, destination));
@@ -235,8 +241,8 @@ impl Way {
         Some(Self { family, modulus, seed, map })
     }
 
-    /// The words of [`crate::hash`], their hash, its slot, its mark.
-    fn take(&self, mut rule: Rule) -> Rule {
+    /// The words of [`crate::hash`], their hash, its slot, its mark; and with it the endpoint's port, if it is another.
+    fn take(&self, mut rule: Rule, target_port: Option<u16>) -> Rule {
         let (registers, length, places) = match self.family {
             Family::Ipv4 => (1, 4, [12, 16]),
             Family::Ipv6 => (4, 16, [8, 24]),
@@ -251,11 +257,15 @@ impl Way {
         }
         let length = u32::from(next + 1) * 4;
         let hash = Expression::Hash { from: SCRATCH, length, modulus: self.modulus, seed: self.seed.0, to: SCRATCH };
-        rule.then(Expression::Meta { key: MetaKey::Protocol, to: Register(next) })
+        rule = rule
+            .then(Expression::Meta { key: MetaKey::Protocol, to: Register(next) })
             .then(hash)
-            .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH })
-            .then(Expression::SetMark { from: SCRATCH })
-            .accept()
+            .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH });
+        if let Some(port) = target_port {
+            let (mask, xor) = (vec![0xff; 4], in_mark(port).to_ne_bytes().to_vec());
+            rule = rule.then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor });
+        }
+        rule.then(Expression::SetMark { from: SCRATCH }).accept()
     }
 }
 

@@ -365,7 +365,7 @@ impl Seat {
             Verdict::Hold => return,
             Verdict::Forward(choice, length) => {
                 self.tally.forwarded(choice.rank, choice.mark - FIRST_MARK, length);
-                Some(choice.mark)
+                Some(choice.told())
             }
             Verdict::Drop(reason) => {
                 self.tally.dropped(reason);

@@ -26,6 +26,7 @@ use martlet_netlink::{Action, Family, Mark, NextHop, Object, Owner, Route, Route
 use crate::engine::FIRST_MARK;
 use crate::offload::{Offload, chain_of};
 use crate::targets::{END_OF_MARKS, Hop, Targets};
+use crate::translate::{self, Replies};
 
 /// The protocol number of all that is the load balancer's.
 pub const PROTOCOL: u8 = 202;
@@ -157,10 +158,11 @@ pub enum Steer<'a> {
 
 /// The table that steers packets to VIPs.
 ///
-/// `defragment`: fragments are put together before. The kernel does so where a transparent proxy could want to see whole
+/// `replies`: see [`crate::translate`]. `defragment`: fragments are put together before. The kernel does so where a transparent proxy could want to see whole
 /// packets, even if its rule never matches; connection tracking, which would do so too, is not needed.
-pub fn nftables(vips: &BTreeSet<IpNet>, queue: Queue, defragment: bool, steer: Steer<'_>) -> Table {
+pub fn nftables(vips: &BTreeSet<IpNet>, replies: &Replies, queue: Queue, defragment: bool, steer: Steer<'_>) -> Table {
     let mut table = Table::new(NFT_TABLE);
+    translate::put_into(&mut table, replies, vips);
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for (family, set) in [(Family::Ipv4, "vips-4"), (Family::Ipv6, "vips-6")] {
         let elements = vips.iter().filter(|vip| Family::of(vip) == family).copied().collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use martlet_api::objects::Kind;
 use martlet_api::readiness::{DEFAULT_SOCKET, HEARTBEAT};
 use martlet_api::source;
 use martlet_api::view::ObjectName;
@@ -29,11 +30,14 @@ use crate::{control, health, metrics};
 /// More deletions of our objects by others than this within a second: we wait a second before we answer.
 const CONFLICT: usize = 10;
 
+/// What is read of a cluster.
+const KINDS: [Kind; 5] = [Kind::Gateway, Kind::GatewayClass, Kind::L34Route, Kind::Service, Kind::EndpointSlice];
+
 /// What the load balancer is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The folder of YAML.
-    pub config_dir: PathBuf,
+    /// The folder of YAML; `None`: the cluster that this process is in.
+    pub config_dir: Option<PathBuf>,
     /// Its Gateway.
     pub gateway: ObjectName,
     /// The interface to the endpoints; `None`: whichever has an address of their network.
@@ -71,7 +75,7 @@ impl Default for Options {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(4);
         let last = u16::try_from(cpus - 1).unwrap_or_default();
         Self {
-            config_dir: "/etc/martlet".into(),
+            config_dir: None,
             gateway: ObjectName { namespace: "default".into(), name: "".into() },
             internal_interface: None,
             socket: DEFAULT_SOCKET.into(),
@@ -128,7 +132,9 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     let server = Server::start(&options.socket).await?;
     tracing::info!(gateway = %options.gateway, socket = options.socket, ?queue, "load balancer starts");
 
-    let (mut objects, _source) = source::folder(options.config_dir.clone(), &options.gateway.namespace);
+    let kinds = KINDS.into();
+    let source = source::open(options.config_dir.clone(), &options.gateway.namespace, &kinds);
+    let mut objects = source.await.map_err(|error| anyhow::anyhow!("--config-dir: {error}"))?.objects;
     let mut follower =
         Follower::new(options.gateway.clone(), settings, (kernel, nft), (options.engine, queue, queues), server);
     follower.look().await?;

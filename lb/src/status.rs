@@ -104,12 +104,15 @@ impl Status {
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Choice { slot, identifier, mark, .. } = self.choice;
+        let Choice { slot, identifier, mark, target_port, .. } = self.choice;
         writeln!(f, "L34Route   {}", self.route)?;
         writeln!(f, "Service    {}", self.service)?;
         writeln!(f, "slot       {slot} of {}", self.slots)?;
         writeln!(f, "endpoint   {identifier} ({})", self.endpoint.as_deref().unwrap_or("unknown"))?;
         writeln!(f, "mark       {mark:#x}, table {mark}")?;
+        if let Some(port) = target_port {
+            writeln!(f, "port       {port} at the endpoint")?;
+        }
         match &self.way {
             Some((address, interface)) => writeln!(f, "next hop   {address} dev {interface}")?,
             None => writeln!(f, "next hop   none")?,

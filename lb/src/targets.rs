@@ -193,10 +193,6 @@ pub fn targets(
         let backend = Backend { service: Arc::clone(name), first_mark: block.first, marks: block.size, ipv4, ipv6 };
         backends.insert(name, Arc::new(backend));
     }
-    for (name, _) in view.routes.iter().filter(|(_, route)| !route.port_translations.is_empty()) {
-        // Said rather than done wrong: an endpoint sees the port of the VIP.
-        made.complaints.insert(format!("L34Route {name}: destinationPortTranslation: ports are not translated yet"));
-    }
     let classifier = Classifier::new(&view.routes);
     let of_route = |name| view.routes.get(name).and_then(|route| backends.get(&*route.backend)).map(Arc::clone);
     let by_rank = classifier.names().iter().map(of_route).collect();

@@ -80,9 +80,10 @@ pub fn verdict(
     Outcome { released, ..judged(tables, &packet, queued, fate) }
 }
 
+/// The verdict on a later fragment: it has no port to be translated.
 fn forward(fate: Fate, length: u32) -> Verdict {
     match fate {
-        Ok(choice) => Verdict::Forward(choice, length),
+        Ok(choice) => Verdict::Forward(Choice { target_port: None, ..choice }, length),
         Err(reason) => Verdict::Drop(reason),
     }
 }

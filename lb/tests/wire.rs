@@ -6,11 +6,13 @@ mod craft;
 mod lab;
 #[path = "wire/packets.rs"]
 mod packets;
+#[path = "wire/ports.rs"]
+mod ports;
 #[path = "wire/sys.rs"]
 mod sys;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use lab::{Connection, Lab, VIP4, VIP6, eventually};
@@ -23,10 +25,15 @@ use martlet_lb::show::State;
 
 /// The application that the wire contract chooses for a flow of the client to port 4000.
 fn expected_of(vip: IpAddr, protocol: u8, port: u16, ready: &BTreeSet<u8>) -> u8 {
+    expected_at(SocketAddr::new(vip, 4000), protocol, port, ready)
+}
+
+/// The same for any port of a VIP.
+fn expected_at(to: SocketAddr, protocol: u8, port: u16, ready: &BTreeSet<u8>) -> u8 {
+    let (vip, destination_port) = (to.ip(), to.port());
     let seed = Seed::of_gateway("default", "sllb-a");
     let table = Table::new(Size::for_endpoints(100), seed, ready.iter().map(|number| u16::from(*number)));
-    let flow =
-        Flow { source: craft::client(vip), destination: vip, protocol, source_port: port, destination_port: 4000 };
+    let flow = Flow { source: craft::client(vip), destination: vip, protocol, source_port: port, destination_port };
     let identifier = table.lookup(flow.hash(seed)).expect("somebody is ready");
     u8::try_from(identifier).expect("small")
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use martlet_api::view::{ByteMatch, Endpoint, ObjectName, Service};
+use martlet_api::view::{ByteMatch, Endpoint, ObjectName, Service, TransportProtocol};
 use martlet_netlink::Link;
 use martlet_netlink::nft::QueueForm;
 use proptest::prelude::*;
 
 use super::*;
 use crate::counters::Reason;
+use crate::engine::Choice;
 use crate::hash::{jhash, scale};
 use crate::packet::parse;
 use crate::targets::{Marks, Settings, targets};
@@ -164,6 +165,7 @@ prop_compose! {
         source_ports in prop::collection::btree_set((0_u16..8, 0_u16..9), 0..2),
         destination_ports in prop::collection::btree_set((0_u16..8, 0_u16..9), 0..3),
         backend in prop::sample::select(vec!["a", "b", "none", "missing"]), byte in 0_u8..5, in_udp in 0_u16..30,
+        translated in prop::collection::btree_map((0_usize..3, 0_u16..9), 0_u16..9, 0..3),
     ) -> Route {
         let range = |ranges: BTreeSet<(u16, u16)>| ranges.into_iter().map(|(first, more)| (first, first + more)).collect();
         let all = [TransportProtocol::Tcp, TransportProtocol::Udp, TransportProtocol::Sctp];
@@ -181,6 +183,7 @@ prop_compose! {
                 vec![ByteMatch { protocol: first, offset: 1, octets: 1, mask: 1, value: 1 }]
             } else { vec![] },
             backend: backend.into(),
+            port_translations: translated.into_iter().map(|((of, port), to)| ((all[of], port), to)).collect(),
             sctp_in_udp_port: (in_udp < 6).then_some(in_udp),
             ..Route::default()
         }
@@ -202,7 +205,7 @@ proptest! {
             let family = if six { Family::Ipv6 } else { Family::Ipv4 };
             let by_queue = parse(&octets).map_err(Reason::from).and_then(|packet| tables.fate(&packet));
             match walk(&offload, family, &octets, if six { 40 } else { 20 }, protocol) {
-                End::Mark(mark) => prop_assert_eq!(by_queue.map(|choice| choice.mark), Ok(mark)),
+                End::Mark(mark) => prop_assert_eq!(by_queue.map(Choice::told), Ok(mark)),
                 // The queue engine decides all that comes to it.
                 End::Queue => {}
             }

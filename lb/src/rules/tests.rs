@@ -120,7 +120,7 @@ fn an_endpoint_is_a_table_and_a_leaf_in_its_family() {
 fn each_vip_is_in_the_set_of_its_family() {
     let vips: BTreeSet<IpNet> = ["20.0.0.1/32", "2000::1/128"].map(|vip| vip.parse().unwrap()).into();
     let queue = Queue { first: 0, total: 2, bypass: false, fanout: false, form: QueueForm::Native };
-    let table = nftables(&vips, queue, false, Steer::Queue);
+    let table = nftables(&vips, &BTreeMap::new(), queue, false, Steer::Queue);
     let set = |family, vip: &str| Set::Prefixes { family, elements: [vip.parse().unwrap()].into() };
     assert_eq!(table.sets["vips-4"], set(Family::Ipv4, "20.0.0.1/32"));
     assert_eq!(table.sets["vips-6"], set(Family::Ipv6, "2000::1/128"));

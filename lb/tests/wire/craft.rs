@@ -33,6 +33,28 @@ pub fn checksum(octets: &[u8]) -> [u8; 2] {
     (!u16::try_from(sum).expect("16 bits")).to_be_bytes()
 }
 
+/// CRC32c (RFC 9260 appendix A).
+pub fn crc32c(octets: &[u8]) -> u32 {
+    let step = |crc: u32, _| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
+    !octets.iter().fold(u32::MAX, |crc, octet| (0..8).fold(crc ^ u32::from(*octet), step))
+}
+
+/// An SCTP packet with an INIT chunk and its checksum.
+pub fn sctp(ports: [u16; 2]) -> Vec<u8> {
+    let [from, to] = ports.map(u16::to_be_bytes);
+    let mut packet = [&from[..], &to, &[0; 8], &[1, 0, 0, 20], &[0; 16]].concat();
+    let crc = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&crc);
+    packet
+}
+
+/// Whether the checksum of an SCTP packet is right.
+pub fn sctp_is_right(packet: &[u8]) -> bool {
+    let mut blank = packet.to_vec();
+    blank[8..12].fill(0);
+    packet[8..12] == crc32c(&blank).to_le_bytes()
+}
+
 /// A UDP datagram with its checksum.
 pub fn udp(from: IpAddr, to: IpAddr, ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
     let length = short(8 + payload.len());

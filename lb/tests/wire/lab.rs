@@ -62,7 +62,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 impl Lab {
-    /// Makes the namespaces and starts the applications, each of which answers with its number.
+    /// Makes the namespaces and starts the applications, each of which answers with its number. The bridge has an address of
+    /// its own: else it takes the lowest of its ports', and who leaves it may take the address along that all others know.
     pub fn new(test: &str, applications: u8) -> Self {
         let uid = Command::new("id").arg("-u").output().expect("id").stdout;
         assert_eq!(uid, b"0\n", "these tests make network namespaces: run them as root");
@@ -80,7 +81,7 @@ impl Lab {
              ip link add ext netns {client} type veth peer name ext netns {lb}
              ip -n {client} addr add 192.168.1.1/24 dev ext; ip -n {client} addr add fd01::1/64 dev ext nodad
              ip -n {lb} addr add 192.168.1.254/24 dev ext; ip -n {lb} addr add fd01::fe/64 dev ext nodad
-             ip -n {lb} link add int type bridge
+             ip -n {lb} link add int address 02:00:00:00:00:fe type bridge
              ip -n {lb} addr add 10.9.0.254/24 dev int; ip -n {lb} addr add fd09::fe/64 dev int nodad
              ip -n {client} link set ext up; ip -n {lb} link set ext up; ip -n {lb} link set int up
              ip -n {client} route add default via 192.168.1.254; ip -n {client} route add default via fd01::fe"
@@ -97,7 +98,9 @@ impl Lab {
                  ip -n {app} route add default via 10.9.0.254; ip -n {app} route add default via fd09::fe"
             ));
             for vip in [VIP4, VIP6] {
-                within(app.clone(), move || serve(vip, number)).join().expect("application");
+                for port in [4000, 8080] {
+                    within(app.clone(), move || serve((vip, port).into(), number)).join().expect("application");
+                }
             }
         }
         lab
@@ -161,7 +164,7 @@ impl Lab {
     /// Starts a load balancer.
     pub fn start(&self, change: impl FnOnce(&mut Options)) -> Running {
         let mut options = Options {
-            config_dir: self.folder.join("config"),
+            config_dir: Some(self.folder.join("config")),
             gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
             socket: format!("unix://{}/lb.sock", self.folder.display()),
             drain: Duration::from_secs(2),
@@ -216,9 +219,20 @@ impl Lab {
         assert!(found, "{last:?}");
     }
 
+    /// Adds a file of objects.
+    pub fn add(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.join("new"), text).expect("write");
+        std::fs::rename(self.folder.join("new"), self.folder.join("config").join(name)).expect("rename");
+    }
+
     /// In the client: `count` connections to a VIP, each with the application that answered.
     pub fn connect(&self, vip: IpAddr, count: usize) -> Vec<Connection> {
-        let open = move || (0..count).map(|_| Connection::open(vip)).collect();
+        self.connect_to((vip, 4000).into(), count)
+    }
+
+    /// The same to any port.
+    pub fn connect_to(&self, to: SocketAddr, count: usize) -> Vec<Connection> {
+        let open = move || (0..count).map(|_| Connection::open(to)).collect();
         within(self.client(), open).join().expect("every connection is answered")
     }
 
@@ -302,8 +316,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn open(vip: IpAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&(vip, 4000).into(), PATIENCE).expect("connect");
+    fn open(to: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE).expect("connect");
         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
         let local = stream.local_addr().expect("address");
         let mut connection = Self { stream: BufReader::new(stream), application: 0, local };
@@ -327,9 +341,9 @@ impl Connection {
 }
 
 /// Answers every line and every datagram with a number, as long as the process lives.
-fn serve(vip: IpAddr, number: u8) {
-    let listener = TcpListener::bind((vip, 4000)).expect("bind");
-    let socket = UdpSocket::bind((vip, 4000)).expect("bind");
+fn serve(address: SocketAddr, number: u8) {
+    let listener = TcpListener::bind(address).expect("bind");
+    let socket = UdpSocket::bind(address).expect("bind");
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {

@@ -18,7 +18,12 @@ fn start(lab: &Lab, mode: FragmentMode) -> Running {
 }
 
 /// In the client: sends `packets` as they are, and waits for an application's answer to the socket of `port`.
-fn ask(lab: &Lab, vip: IpAddr, make: impl Fn(u16) -> Vec<Vec<u8>> + Send + 'static, count: usize) -> Vec<(u16, u8)> {
+pub fn ask(
+    lab: &Lab,
+    vip: IpAddr,
+    make: impl Fn(u16) -> Vec<Vec<u8>> + Send + 'static,
+    count: usize,
+) -> Vec<(u16, u8)> {
     let work = move || {
         let raw = raw(vip);
         let sockets: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind((client(vip), 0)).expect("bind")).collect();
@@ -39,7 +44,7 @@ fn ask(lab: &Lab, vip: IpAddr, make: impl Fn(u16) -> Vec<Vec<u8>> + Send + 'stat
 }
 
 /// Three orders of the fragments of one datagram.
-fn orders(mut packets: Vec<Vec<u8>>, port: u16) -> Vec<Vec<u8>> {
+pub fn orders(mut packets: Vec<Vec<u8>>, port: u16) -> Vec<Vec<u8>> {
     match port % 3 {
         0 => packets.reverse(),
         1 => packets.rotate_left(1),
