@@ -9,6 +9,7 @@ mod overlap;
 mod routers;
 mod routes;
 mod tell;
+mod translations;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -123,7 +124,8 @@ fn accepted_gateway<'a>(objects: &'a Objects, gateway: &ObjectName, told: &mut T
         told.refused(Kind::Gateway, gateway, ACCEPTED, "Deleting", "is being deleted: its VIPs are withdrawn");
         return None;
     }
-    if ours(objects, object) {
+    // Who may not read classes cannot tell; the controller, which can, asks `ours` before it asks here.
+    if ours(objects, object) || objects.absent.contains(&Kind::GatewayClass) {
         told.accepted(Kind::Gateway, gateway, "");
         return Some(object);
     }

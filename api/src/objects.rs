@@ -37,6 +37,15 @@ pub struct Objects {
     pub absent: BTreeSet<Kind>,
     /// The source has been read at least once: what is not here does not exist.
     pub synced: bool,
+    /// Why the source cannot be read now; `None`: it can. What is known of it stays in use.
+    pub unreachable: Option<Arc<str>>,
+}
+
+impl Objects {
+    /// Whether the source has been read, and could be read now.
+    pub const fn is_reached(&self) -> bool {
+        self.synced && self.unreachable.is_none()
+    }
 }
 
 /// The kinds that we read.

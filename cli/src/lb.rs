@@ -14,6 +14,7 @@ use martlet_lb::run::{self, Options};
 
 const EXAMPLES: &str = "\
 Examples:
+  martlet lb --gateway sllb-a --namespace red             objects of the cluster
   martlet lb --config-dir /etc/martlet --gateway sllb-a
   martlet lb --config-dir /etc/martlet --gateway sllb-a --internal-interface net1 --queues 0:3
   martlet lb --config-dir /etc/martlet --gateway sllb-a --engine auto --reject --liveness
@@ -23,9 +24,9 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folder of YAML with the objects of the Gateway.
-    #[arg(long, env = "MARTLET_CONFIG_DIR", default_value = "/etc/martlet", value_name = "DIR")]
-    config_dir: PathBuf,
+    /// Folder of YAML with the objects of the Gateway [default: the cluster that this process is in]
+    #[arg(long, env = "MARTLET_CONFIG_DIR", value_name = "DIR")]
+    config_dir: Option<PathBuf>,
     /// Name of the Gateway.
     #[arg(long, env = "MARTLET_GATEWAY", value_name = "NAME", required_unless_present = "clean")]
     gateway: Option<String>,

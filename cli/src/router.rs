@@ -11,6 +11,7 @@ use martlet_router::run;
 
 const EXAMPLES: &str = "\
 Examples:
+  martlet router --gateway sllb-a --namespace red                             objects of the cluster
   martlet router --config-dir /etc/martlet --gateway sllb-a --external-interface vlan-100
   martlet router --config-dir /etc/martlet --gateway sllb-a --lb-socket ''    every VIP counts as ready
   martlet router --clean                                                      remove what a router left in the kernel
@@ -22,7 +23,7 @@ Examples:
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[expect(clippy::doc_markdown, reason = "the help text shows it as it is")]
 pub struct Args {
-    /// Folder of YAML with the objects of the Gateway [default: /etc/martlet]
+    /// Folder of YAML with the objects of the Gateway [default: the cluster that this process is in]
     #[arg(long, env = "MARTLET_CONFIG_DIR", value_name = "DIR")]
     config_dir: Option<PathBuf>,
     /// Name of the Gateway.
@@ -74,6 +75,9 @@ pub struct Args {
     /// Uid of the pod.
     #[arg(long, env = "MARTLET_POD_UID", value_name = "UID")]
     pod_uid: Option<String>,
+    /// Name of the pod: its sessions are told to the cluster in a RouterState of this name.
+    #[arg(long, env = "MARTLET_POD_NAME", value_name = "NAME")]
+    pod_name: Option<String>,
     /// At the end: how long VIPs are announced with GRACEFUL_SHUTDOWN before they are withdrawn, seconds [default: 0]
     #[arg(long, env = "MARTLET_LEAVE", value_name = "SECONDS")]
     leave: Option<u64>,
@@ -130,11 +134,12 @@ impl Args {
             tracing::info!(kind = "environment", "{note}");
         }
         let seconds = |into: &mut Duration, given: Option<u64>| put(into, given.map(Duration::from_secs));
-        put(&mut options.config_dir, self.config_dir);
+        options.config_dir = self.config_dir.or(options.config_dir);
         put(&mut options.gateway, self.gateway);
         put(&mut options.namespace, self.namespace);
         put(&mut options.lb_socket, self.lb_socket);
         put(&mut options.pod_uid, self.pod_uid);
+        put(&mut options.pod_name, self.pod_name);
         seconds(&mut options.leave, self.leave);
         seconds(&mut options.drain, self.drain);
         seconds(&mut options.adopt, self.adopt);

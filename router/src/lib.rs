@@ -24,6 +24,7 @@ pub mod ring;
 pub mod run;
 pub mod signals;
 pub mod speaker;
+pub mod state;
 mod sys;
 pub mod sysctl;
 pub mod watch;

@@ -22,8 +22,8 @@ pub const CONTROL_SOCKET: &str = "/run/martlet/router.sock";
 /// What the process is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The folder of objects.
-    pub config_dir: PathBuf,
+    /// The folder of objects; `None`: the cluster that this process is in.
+    pub config_dir: Option<PathBuf>,
     /// The name of the Gateway.
     pub gateway: String,
     /// Its namespace, and that of objects which name none.
@@ -42,6 +42,8 @@ pub struct Options {
     pub router_id: Option<Ipv4Addr>,
     /// What is stable and unique of this pod: its uid; empty: the host name.
     pub pod_uid: String,
+    /// The name of this pod, by which the cluster hears of its sessions; empty: there is no pod.
+    pub pod_name: String,
     /// Where `martlet show` asks; `None`: nowhere.
     pub control_socket: Option<PathBuf>,
     /// Where Prometheus asks; `None`: nowhere.
@@ -57,7 +59,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            config_dir: PathBuf::from("/etc/martlet"),
+            config_dir: None,
             gateway: String::new(),
             namespace: "default".into(),
             settings: Settings::default(),
@@ -67,6 +69,7 @@ impl Default for Options {
             adopt: Duration::from_secs(10),
             router_id: None,
             pod_uid: String::new(),
+            pod_name: String::new(),
             control_socket: Some(CONTROL_SOCKET.into()),
             metrics: None,
             health: Some(SocketAddr::from(([0; 16], HEALTH_PORT))),

@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, hash_map::RandomState};
 use std::hash::{BuildHasher, Hasher};
 
 use anyhow::{Context, Result, anyhow};
+use martlet_api::objects::Kind;
+use martlet_api::source;
 use martlet_api::view::ObjectName;
 use martlet_netlink::{Kernel, diff};
 use tokio::sync::{mpsc, watch};
@@ -17,9 +19,12 @@ use crate::net::KernelNet;
 use crate::readiness::LbClient;
 use crate::ring::Ring;
 use crate::watch::{BfdTask, KernelTask, ObjectsSource};
-use crate::{bfd_io, control, health, log, metrics, plan, signals, sysctl};
+use crate::{bfd_io, control, health, log, metrics, plan, signals, state, sysctl};
 
 pub use crate::options::Options;
+
+/// What is read of a cluster. Where `L34Route`s may not be read the addresses of the Gateway count.
+const KINDS: [Kind; 5] = [Kind::Gateway, Kind::GatewayClass, Kind::GatewayRouter, Kind::L34Route, Kind::Secret];
 
 /// Runs the router until a signal ends it.
 ///
@@ -40,12 +45,15 @@ pub async fn run(options: Options) -> Result<()> {
     let ring = Ring::default();
     let (vital, vitals) = watch::channel(Vital::default());
     serve(&options, &asker, (&ring, &detail), vitals).await?;
-    let (objects, _source) = martlet_api::source::folder(options.config_dir.clone(), &options.namespace);
+    let kinds = KINDS.into();
+    let source = source::open(options.config_dir.clone(), &options.namespace, &kinds);
+    let source = source.await.map_err(|error| anyhow!("--config-dir: {error}"))?;
+    let news = state::tell(source.cluster, asker, &options);
     let world = World {
         net: KernelNet::new(),
         bfd: BfdTask::start(seed).context("cannot start the BFD thread")?,
         kernel: KernelTask::open(plan::owner(&options.settings)).context("cannot open netlink")?,
-        source: ObjectsSource::new(objects, gateway),
+        source: ObjectsSource::new(source.objects, gateway),
         readiness: LbClient::new(&options.lb_socket).map_err(|error| anyhow!("NFE_LB_SOCKET: {error}"))?,
         signals: received,
         questions,
@@ -64,6 +72,7 @@ pub async fn run(options: Options) -> Result<()> {
     let tell = move |_, event: &Event| {
         log::log_with(event, &detail);
         ring.push(event);
+        news.notify_one();
     };
     Driver::new(router, options.settings, world, tell).run().await;
     info!(kind = "router", "ended");

@@ -14,14 +14,18 @@ use crate::log::Detail;
 ///
 /// # Errors
 /// When a signal cannot be caught.
-pub fn watch(signals: &mpsc::Sender<Signal>, folder: PathBuf, detail: &Detail) -> io::Result<()> {
+pub fn watch(signals: &mpsc::Sender<Signal>, folder: Option<PathBuf>, detail: &Detail) -> io::Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let signals = signals.clone();
         // Full: it has been told.
         on(kind, move || !matches!(signals.try_send(Signal::Stop), Err(TrySendError::Closed(_))))?;
     }
     on(SignalKind::hangup(), move || {
-        match ask_again(&folder) {
+        let Some(folder) = &folder else {
+            info!(kind = "router", "SIGHUP: nothing to do, a cluster tells its changes");
+            return true;
+        };
+        match ask_again(folder) {
             Ok(()) => info!(kind = "router", folder = %folder.display(), "SIGHUP: the folder is read again"),
             Err(error) => {
                 let folder = folder.display();
@@ -101,7 +105,7 @@ spec: {gatewayClassName: martlet, listeners: []}
         let (signals, _received) = mpsc::channel(1);
         let (told, mut filters) = mpsc::unbounded_channel();
         let detail = Detail::new("info", move |filter: &str| told.send(filter.to_owned()).map_err(|e| e.to_string()));
-        watch(&signals, std::env::temp_dir(), &detail).unwrap();
+        watch(&signals, Some(std::env::temp_dir()), &detail).unwrap();
         let own = std::process::id().to_string();
         for (name, filter) in [("-HUP", None), ("-USR1", Some("debug")), ("-USR2", Some("info"))] {
             assert!(std::process::Command::new("kill").args([name, &own]).status().unwrap().success());

@@ -216,7 +216,7 @@ impl Source for ObjectsSource {
     }
 
     fn is_reached(&self) -> bool {
-        self.objects.borrow().synced
+        self.objects.borrow().is_reached()
     }
 }
 

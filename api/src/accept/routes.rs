@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::endpoints::Known;
 use super::overlap::{self, Overlap};
 use super::tell::Told;
+use super::translations::{self, Finding};
 use super::{ACCEPTED, CAPACITY_EXCEEDED, RESOLVED_REFS};
 use crate::crd::{GATEWAY_LABEL, L34Route};
 use crate::objects::{Kind, Objects};
@@ -57,11 +58,24 @@ pub(super) fn accept(
             Err(refusals) => told.refused(Kind::L34Route, name, ACCEPTED, "Invalid", parse::together(&refusals)),
         }
     }
-    let overlaps = overlap::find(&parsed);
+    let findings = translations::find(&parsed);
+    let (mut kept, mut hidden) = (Vec::with_capacity(parsed.len()), Vec::with_capacity(parsed.len()));
+    for ((name, route), finding) in parsed.into_iter().zip(findings) {
+        if let Finding::Refused(message) = finding {
+            told.refused(Kind::L34Route, name, ACCEPTED, "Conflict", message);
+        } else {
+            hidden.push(if let Finding::Hidden(message) = finding { Some(message) } else { None });
+            kept.push((name, route));
+        }
+    }
+    let overlaps = overlap::find(&kept);
     let mut routes = BTreeMap::new();
-    for ((name, route), overlap) in parsed.into_iter().zip(overlaps) {
+    for (((name, route), overlap), hidden) in kept.into_iter().zip(overlaps).zip(hidden) {
         match overlap {
-            Overlap::None => told.accepted(Kind::L34Route, name, ""),
+            Overlap::None => match hidden {
+                Some(message) => told.say(Kind::L34Route, name, ACCEPTED, true, "PortHidden", message),
+                None => told.accepted(Kind::L34Route, name, ""),
+            },
             Overlap::Partly(winner) => {
                 let message = format!(
                     "spec.priority: `{}`: L34Route {winner} has the same priority and wins the packets that both match: \

@@ -29,8 +29,8 @@ pub(super) enum Change {
     EndRound,
     /// The kind cannot be had.
     Absent,
-    /// The connection is lost: everything is kept.
-    Lost,
+    /// The connection is lost, and why: everything is kept.
+    Lost(String),
     /// Nothing.
     Nothing,
 }
@@ -46,6 +46,8 @@ struct Pile {
     state: State,
     /// Its absence was logged.
     noted: bool,
+    /// Why it was last interrupted, if nothing came since.
+    fault: Option<String>,
 }
 
 /// Whether the cluster has a kind.
@@ -109,9 +111,17 @@ impl Piles {
                 pile.state = if pile.objects.is_empty() { State::Absent } else { State::Known };
                 (pile.listing, pile.seen) = (false, None);
             }
-            Change::Lost => (pile.listing, pile.seen) = (false, None),
+            Change::Lost(why) => {
+                (pile.listing, pile.seen) = (false, None);
+                if pile.fault.as_ref() != Some(&why) {
+                    tracing::warn!(%kind, error = why, "watch interrupted: what is known stays in use");
+                    pile.fault = Some(why);
+                }
+                return;
+            }
             Change::Nothing => {}
         }
+        pile.fault = None;
     }
 
     /// All kinds as one value.
@@ -222,9 +232,9 @@ mod tests {
             Kind::GatewayRouter,
             [Change::Begin, router("a", "10.0.0.1"), router("b", "10.0.0.2"), Change::End],
         );
-        play(&mut piles, Kind::GatewayRouter, [Change::Lost, Change::Begin, router("b", "10.0.0.3")]);
+        play(&mut piles, Kind::GatewayRouter, [Change::Lost(String::new()), Change::Begin, router("b", "10.0.0.3")]);
         assert_eq!(addresses(&piles), ["10.0.0.1", "10.0.0.3"]);
-        play(&mut piles, Kind::GatewayRouter, [Change::Lost]);
+        play(&mut piles, Kind::GatewayRouter, [Change::Lost(String::new())]);
         assert!(piles.is_settled());
         assert_eq!(addresses(&piles), ["10.0.0.1", "10.0.0.3"], "an interrupted list removes nothing");
         play(&mut piles, Kind::GatewayRouter, [Change::Begin, router("b", "10.0.0.3"), Change::End]);
@@ -270,7 +280,7 @@ mod tests {
         play(&mut piles, Kind::Secret, [Change::BeginRound, secret("a"), secret("b")]);
         assert!(piles.is_settled() && piles.objects().synced);
         assert_eq!(piles.objects().secrets.len(), 2);
-        play(&mut piles, Kind::Secret, [Change::Lost, Change::EndRound]);
+        play(&mut piles, Kind::Secret, [Change::Lost(String::new()), Change::EndRound]);
         assert_eq!(piles.objects().secrets.len(), 2, "interrupted: nothing is gone");
         play(&mut piles, Kind::Secret, [Change::BeginRound, secret("b"), Change::EndRound]);
         assert_eq!(piles.objects().secrets.len(), 1);

@@ -74,6 +74,7 @@ impl Shelf {
             "Unreadable",
             format!("{why}; what was last read stays in use"),
         ));
+        self.objects.unreachable = Some(Arc::from(format!("{folder}: {why}")));
     }
 
     /// A new reading of all files: a text, or why it could not be read.
