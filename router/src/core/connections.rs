@@ -103,11 +103,12 @@ impl Router {
         let link = self.links.live(name).map_err(|error| error.to_string())?;
         let family = family_of(&address);
         if !link.addresses.iter().any(|net| Family::of(net) == family) {
-            return Err(format!("interface {name} has no {} address", crate::gate::words(family)));
+            let family = crate::gate::words(family);
+            return Err(format!("interface {name} has no {family} address; give it one, or correct spec.interface"));
         }
         if !transport.multihop && !on_link(link, address) {
             return Err(format!(
-                "{address} is in no network of interface {name}: correct the address, or set multihop"
+                "{address} is in no network of interface {name}; correct spec.address, or set bgp.multihop"
             ));
         }
         Ok(())

@@ -8,6 +8,7 @@
 mod connections;
 pub mod explain;
 mod io;
+mod lesson;
 mod life;
 mod routes;
 mod status;
@@ -71,6 +72,8 @@ pub struct Config {
 struct Session {
     state: NeighborState,
     end_of_rib: BTreeSet<Family>,
+    /// The NOTIFICATION that ended it last.
+    said: Option<lesson::Said>,
 }
 
 /// An open or opening connection.
@@ -462,6 +465,10 @@ impl Router {
                     session.end_of_rib.clear();
                 }
                 self.reconsider = true;
+            }
+            martlet_bgp::Event::Closed { neighbor, code: Some(code), sent, text, .. } => {
+                let said = lesson::Said { code: *code, sent: *sent, text: text.clone() };
+                self.sessions.entry(neighbor.clone()).or_default().said = Some(said);
             }
             martlet_bgp::Event::EndOfRib { neighbor, family } => {
                 self.sessions.entry(neighbor.clone()).or_default().end_of_rib.insert(*family);

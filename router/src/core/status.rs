@@ -10,13 +10,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 use martlet_api::readiness::Families;
 use martlet_bfd::SessionStatus;
-use martlet_bgp::{Counters, NeighborId, NeighborState};
+use martlet_bgp::{Counters, NeighborId, NeighborState, NeighborStatus};
 use martlet_clock::Instant;
 use martlet_netlink::{Object, RouteKind};
 use serde::{Deserialize, Serialize};
 
-use super::Router;
+use super::{Router, lesson};
 use crate::gate::{Lb, words};
+use crate::intent::Neighbor;
 use crate::mirror::Key;
 
 /// A router in words and numbers.
@@ -182,6 +183,7 @@ impl Router {
                 condition.kind, condition.object, condition.condition, condition.reason, condition.message
             ));
         }
+        status.conditions.extend(self.session_conditions(&status.peers));
         for (key, wait) in self.mirror.waits().iter().filter(|(_, wait)| wait.active) {
             let why = wait.error.as_deref().unwrap_or("someone else keeps deleting it");
             status.kernel.push(format!("{}: {why}; tried again at {}", key_words(key), wait.until));
@@ -295,9 +297,7 @@ impl Router {
                 bfd: neighbor.bfd.as_ref().map(ToString::to_string),
                 received: status.map_or(0, |status| status.received),
                 announced: status.map_or(0, |status| status.announced),
-                last_error: self
-                    .no_answer(id)
-                    .or_else(|| status?.last_error.as_deref().map(|text| remedy(text, config))),
+                last_error: self.lesson(now, id, neighbor, status),
                 description: neighbor.description.as_deref().map(str::to_owned),
             };
             peers.insert(id.to_string(), view);
@@ -325,6 +325,36 @@ impl Router {
     }
 }
 
+impl Router {
+    /// Why a neighbour is not as it should be, with the remedy.
+    fn lesson(
+        &self,
+        now: Instant,
+        id: &NeighborId,
+        neighbor: &Neighbor,
+        status: Option<&NeighborStatus>,
+    ) -> Option<String> {
+        let said = self.sessions.get(id).and_then(|session| session.said.as_ref());
+        let bfd = neighbor.bfd.as_ref().and_then(|session| self.bfd.get(session));
+        let error = || Some(lesson::of_error(status?.last_error.as_deref()?, said, &neighbor.config));
+        let session = || status.and_then(|s| lesson::of_session(now, s.state, &neighbor.config, &s.families, bfd));
+        self.no_answer(id).or_else(error).or_else(session)
+    }
+
+    /// What is wrong with gateway routers, in the form of conditions.
+    fn session_conditions(&self, peers: &BTreeMap<String, PeerView>) -> Vec<String> {
+        let Some(intent) = &self.intent else { return Vec::new() };
+        let faulty = peers.iter().filter_map(|(name, view)| Some((name, view.up, view.last_error.as_deref()?)));
+        let namespace = &intent.gateway.namespace;
+        faulty
+            .map(|(name, up, error)| {
+                let truth = if up { "True" } else { "False" };
+                format!("GatewayRouter {namespace}/{name} Programmed={truth} Degraded: {error}")
+            })
+            .collect()
+    }
+}
+
 fn family_words(families: &BTreeSet<martlet_bgp::Family>) -> Vec<String> {
     families.iter().map(|family| words(*family).to_owned()).collect()
 }
@@ -341,21 +371,6 @@ fn bfd_view(now: Instant, session: &SessionStatus) -> BfdView {
         transmit_interval_ms: millis(session.transmit_interval),
         detection_time_ms: millis(session.detection_time),
     }
-}
-
-/// What a neighbour's bare NOTIFICATION means for our configuration. What we said ourselves tells its own reason.
-fn remedy(text: &str, config: &martlet_bgp::NeighborConfig) -> String {
-    let advice = match text {
-        "OPEN Message Error/Bad Peer AS" => {
-            format!("the neighbour expects another AS number of us than {}", config.local_as)
-        }
-        "OPEN Message Error/Bad BGP Identifier" => "the neighbour refuses our router id: is it used twice?".into(),
-        "OPEN Message Error/Unacceptable Hold Time" => {
-            format!("the neighbour refuses a hold time of {} s", config.hold_time.seconds())
-        }
-        _ => return text.to_owned(),
-    };
-    format!("{text}: {advice}")
 }
 
 fn key_words(key: &Key) -> String {
