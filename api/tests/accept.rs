@@ -112,6 +112,16 @@ fn a_gateway_that_is_not_there_has_nothing() {
 }
 
 #[test]
+fn who_may_not_read_classes_takes_its_gateway_as_it_is() {
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: sllb-a}\n\
+                   spec: {gatewayClassName: by-class}";
+    let mut objects = objects(&[gateway]);
+    assert!(!accept::view(&objects, &name()).exists, "classes can be read, and there is none of that name");
+    objects.absent.insert(Kind::GatewayClass);
+    assert!(accept::view(&objects, &name()).exists, "the controller knows the class: it made this pod");
+}
+
+#[test]
 fn a_gateway_is_ours_by_name_or_by_a_class_of_our_controller() {
     let class = |name: &str, controller: &str| {
         format!(
@@ -333,6 +343,36 @@ fn a_partial_overlap_is_told_on_the_later_route() {
     assert_eq!(view.routes.len(), 2);
     says(condition(&view, Kind::L34Route, "a", "Accepted"), true, "Accepted", &[]);
     says(condition(&view, Kind::L34Route, "b", "Accepted"), true, "Overlap", &["L34Route a", "different priorities"]);
+}
+
+#[test]
+fn two_ports_of_a_vip_cannot_become_one_port_of_the_endpoint() {
+    let translated = |ports: &str| format!("{VIP}, destinationPorts: ['80-81'], destinationPortTranslation: [{ports}]");
+    let (a, b) = ("{port: 80, protocol: TCP, targetPort: 8080}", "{port: 81, protocol: TCP, targetPort: 8080}");
+    let view = seen(&[GATEWAY, SERVICE, &route("a", &translated(a)), &route("b", &translated(b))]);
+    assert_eq!(view.routes.keys().map(|name| &**name).collect::<Vec<_>>(), ["a"]);
+    let why = ["spec.destinationPortTranslation: `81`", "L34Route a", "targetPort of its own"];
+    says(condition(&view, Kind::L34Route, "b", "Accepted"), false, "Conflict", &why);
+    // In one route it is the same; of another protocol, or of a port that the route does not take, it is no clash.
+    let view = seen(&[GATEWAY, SERVICE, &route("a", &translated(&format!("{a}, {b}")))]);
+    assert!(view.routes.is_empty());
+    for other in ["{port: 81, protocol: UDP, targetPort: 8080}", "{port: 82, protocol: TCP, targetPort: 8080}"] {
+        let view = seen(&[GATEWAY, SERVICE, &route("a", &translated(&format!("{a}, {other}")))]);
+        says(condition(&view, Kind::L34Route, "a", "Accepted"), true, "Accepted", &[]);
+    }
+}
+
+#[test]
+fn a_port_that_can_no_longer_be_reached_is_told() {
+    let web = format!(
+        "{VIP}, priority: 2, destinationPorts: ['80'], \
+         destinationPortTranslation: [{{port: 80, protocol: TCP, targetPort: 8080}}]"
+    );
+    let view = seen(&[GATEWAY, SERVICE, &route("all", VIP), &route("web", &web)]);
+    assert_eq!(view.routes.len(), 2);
+    let why = ["L34Route all", "port 8080 of 20.0.0.1"];
+    says(condition(&view, Kind::L34Route, "web", "Accepted"), true, "PortHidden", &why);
+    says(condition(&view, Kind::L34Route, "all", "Accepted"), true, "Accepted", &[]);
 }
 
 #[test]
