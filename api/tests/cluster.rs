@@ -26,6 +26,8 @@ struct World {
     events: BTreeMap<String, Vec<Value>>,
     /// What was asked.
     asked: BTreeSet<String>,
+    /// Lists that are begun and not ended, by path.
+    stuck: BTreeSet<String>,
 }
 
 struct Fake {
@@ -81,6 +83,9 @@ async fn serve(mut stream: TcpStream, world: Arc<Mutex<World>>) {
         Some(items) => ("200 OK", json!({"metadata": {"resourceVersion": "1"}, "items": items})),
     };
     if !watching || status != "200 OK" {
+        while !watching && world.lock().unwrap().stuck.contains(path) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let body = body.to_string();
         let answer = format!(
             "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
@@ -144,6 +149,41 @@ async fn objects_are_read_one_by_one_and_kept_while_the_server_is_away() {
     let fake = Fake::start(world, &address.to_string()).await;
     let seen = until(&mut objects, |objects| addresses(objects).first().is_some_and(|first| first == "10.0.0.9")).await;
     assert_eq!(seen.routers.len(), 2);
+    fake.server.abort();
+}
+
+#[tokio::test]
+async fn nothing_is_shown_before_a_slow_list_has_ended_and_later_it_holds_up_no_other() {
+    let (routers, routes) = (format!("{OURS}gatewayrouters"), format!("{OURS}l34routes"));
+    let world = Arc::new(Mutex::new(World::default()));
+    {
+        let mut world = world.lock().unwrap();
+        world.lists.insert(routers.clone(), vec![router("a", &json!("10.0.0.1"))]);
+        world.lists.insert(routes.clone(), Vec::new());
+        world.stuck.insert(routes.clone());
+    }
+    let fake = Fake::start(world, "127.0.0.1:0").await;
+    let kinds = [Kind::GatewayRouter, Kind::L34Route].into();
+    let (mut objects, _task) = source::cluster(&fake.client(), "default", &kinds);
+    let early = tokio::time::timeout(Duration::from_millis(1500), objects.changed()).await;
+    assert!(early.is_err(), "a list is missing, and this is shown: {:?}", objects.borrow());
+    fake.world.lock().unwrap().stuck.clear();
+    let seen = until(&mut objects, |objects| objects.synced).await;
+    assert_eq!(addresses(&seen), ["10.0.0.1"]);
+
+    let Fake { world, address, server } = fake;
+    server.abort();
+    assert!(server.await.unwrap_err().is_cancelled());
+    let lost = until(&mut objects, |objects| !objects.is_reached()).await;
+    assert_eq!(addresses(&lost), ["10.0.0.1"], "what is known stays in use");
+    {
+        let mut world = world.lock().unwrap();
+        world.stuck.insert(routes);
+        world.lists.insert(routers, vec![router("a", &json!("10.0.0.9"))]);
+    }
+    let fake = Fake::start(world, &address.to_string()).await;
+    let seen = until(&mut objects, |objects| addresses(objects) == ["10.0.0.9"]).await;
+    assert!(seen.is_reached(), "the server answers, one list of it does not");
     fake.server.abort();
 }
 
