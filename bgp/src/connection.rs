@@ -41,8 +41,21 @@ pub struct Connection {
     pub keepalive: Option<Instant>,
     /// `DelayOpenTimer`.
     pub delay_open: Option<Instant>,
+    /// Its OPEN, while the other connection decides (see `collision`).
+    pub held: Option<Held>,
     /// Since when the driver was told that something waits, or last took some of it.
     pub waiting: Option<Instant>,
+}
+
+/// A valid OPEN that is not answered yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The body of the message.
+    pub open: Vec<u8>,
+    /// Whether a KEEPALIVE followed it.
+    pub keepalive: bool,
+    /// Then it is answered, whatever the other connection does.
+    pub until: Instant,
 }
 
 impl Connection {
@@ -60,7 +73,8 @@ impl Connection {
 
     /// The first of all deadlines.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.retry, self.hold, self.keepalive, self.delay_open, self.send_hold()].into_iter().flatten().min()
+        let waits = self.held.as_ref().map_or(self.delay_open, |held| Some(held.until));
+        [self.retry, self.hold, self.keepalive, waits, self.send_hold()].into_iter().flatten().min()
     }
 
     /// Whether both ends talk, or could.

@@ -7,6 +7,7 @@
 //! too: [`Speaker::changed`] names prefixes whose best paths changed, [`Speaker::paths`] tells them.
 
 mod announce;
+mod collision;
 mod config;
 mod connection;
 mod framer;

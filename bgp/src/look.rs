@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::rib::Tables;
 use crate::wire::attribute::Origin;
 use crate::wire::prefix::{Prefix as _, Prefix4, Prefix6};
-use crate::{NeighborId, Speaker};
+use crate::{NeighborId, NeighborState, Speaker};
 
 /// One route of one neighbour.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,12 @@ pub struct RouteDetails {
 }
 
 impl Speaker {
+    /// The state of `neighbor` (of its more advanced connection); `None` if there is no such neighbour.
+    pub fn state(&self, neighbor: &NeighborId) -> Option<NeighborState> {
+        let index = self.names.get(neighbor).copied().map(usize::from)?;
+        self.neighbors.get(index)?.as_ref().map(|neighbor| neighbor.state())
+    }
+
     /// The route to `prefix` that `neighbor` told; `None` if there is none.
     pub fn route(&self, neighbor: &NeighborId, prefix: &IpNet) -> Option<RouteDetails> {
         match prefix {

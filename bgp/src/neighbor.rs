@@ -1,4 +1,4 @@
-//! One neighbour: up to two connections to it, collision, retry, passive, BFD as a condition, graceful restart.
+//! One neighbour: up to two connections to it (which one stays: `collision`), retry, passive, BFD as a condition, graceful restart.
 //!
 //! The first connection is the one that we open, the second the one that it opens; both may live until their OPENs tell
 //! which is to stay (RFC 4271 section 6.8). A neighbour knows when it may be tried and when again; of routes it knows only how
@@ -15,9 +15,8 @@ use crate::connection::{Connection, LARGE_HOLD};
 use crate::fsm::{self, Action, Event as Fsm};
 use crate::intern::NeighborIndex;
 use crate::rib::place;
-use crate::session::{Negotiated, negotiate, our_open};
+use crate::session::{Negotiated, our_open};
 use crate::wire::notification::{self, Cease, Notification};
-use crate::wire::open::Open;
 use crate::wire::put_keepalive;
 use crate::{
     Bfd, BfdState, CloseReason, ConnectionId, Counters, Endpoints, Event, Family, Local, NeighborConfig, NeighborId,
@@ -118,7 +117,7 @@ pub struct Neighbor {
     /// ..until then, or until an operator resets.
     limited_until: Option<Instant>,
     /// It refuses optional parameters.
-    plain: bool,
+    pub plain: bool,
     told: State,
     told_failure: Option<CloseReason>,
 }
@@ -206,13 +205,17 @@ impl Neighbor {
                 // It was we who slept: what the neighbour said meanwhile may still wait in the socket.
                 connection.hold = Some(now + GRACE);
             }
+            if connection.held.as_ref().is_some_and(|held| held.until <= now) {
+                self.release(env, slot, true);
+                continue;
+            }
             let event = if due(connection.hold) {
                 Fsm::HoldTimerExpires
             } else if due(connection.send_hold()) {
                 Fsm::SendHoldTimerExpires
             } else if due(connection.keepalive) {
                 Fsm::KeepaliveTimerExpires
-            } else if due(connection.delay_open) {
+            } else if connection.held.is_none() && due(connection.delay_open) {
                 Fsm::DelayOpenTimerExpires
             } else if due(connection.retry) {
                 Fsm::ConnectRetryTimerExpires
@@ -305,6 +308,10 @@ impl Neighbor {
         if dropped {
             self.schedule(env);
         }
+        if next != was {
+            // What waited for this one.
+            self.release(env, 1 - slot, false);
+        }
         self.tell_state(env);
     }
 
@@ -325,7 +332,7 @@ impl Neighbor {
             }
             Action::StopConnectRetry => self.connections[slot].retry = None,
             Action::StartDelayOpen => {
-                self.connections[slot].delay_open = Some(now + self.config.delay_open.unwrap_or_default());
+                self.connections[slot].delay_open = Some(now + self.delay(slot).unwrap_or_default());
             }
             Action::StopDelayOpen => self.connections[slot].delay_open = None,
             Action::SendOpen => self.send_open(env, slot),
@@ -492,8 +499,8 @@ impl Neighbor {
     /// A connection that we asked for is there.
     pub fn connected(&mut self, env: &mut Env<'_>, slot: usize, endpoints: Endpoints) {
         self.connections[slot].endpoints = Some(endpoints);
-        let event = if self.config.delay_open.is_some() { Fsm::TcpConnectedDelayOpen } else { Fsm::TcpConnected };
-        self.step(env, slot, event, Cause::None);
+        let delayed = self.delay(slot).is_some();
+        self.step(env, slot, if delayed { Fsm::TcpConnectedDelayOpen } else { Fsm::TcpConnected }, Cause::None);
     }
 
     /// The neighbour opened a connection.
@@ -524,45 +531,6 @@ impl Neighbor {
             self.connections[slot].retry = None;
         }
         self.schedule(env);
-    }
-
-    /// An OPEN came: is it valid, and which of two connections stays?
-    pub fn opened(&mut self, env: &mut Env<'_>, slot: usize, body: &[u8]) {
-        let connection = &self.connections[slot];
-        let delayed = connection.delay_open.is_some();
-        if connection.state != State::OpenSent && !delayed {
-            return self.step(env, slot, Fsm::BgpOpen, Cause::None);
-        }
-        let Some(endpoints) = connection.endpoints else { return };
-        let ours = connection.sent.clone();
-        let ours = ours.unwrap_or_else(|| our_open(&self.config, env.local, &endpoints, env.restarted, self.plain));
-        let judged = match Open::parse(body) {
-            Ok(theirs) => negotiate(&self.config, env.local, &ours, &theirs),
-            Err(error) => {
-                let (code, subcode) = error.notification();
-                Err((Notification { code, subcode, data: error.data() }, error.to_string()))
-            }
-        };
-        let negotiated = match judged {
-            Ok(negotiated) => negotiated,
-            Err((notification, text)) => {
-                return self.step(env, slot, Fsm::BgpOpenMsgErr, Cause::Send(notification, text));
-            }
-        };
-        let other = 1 - slot;
-        if self.connections[other].state >= State::OpenConfirm {
-            // RFC 4271 section 6.8, RFC 6286 section 2.3.
-            let ours = (env.local.router_id, self.config.local_as);
-            let keep_ours = ours > (negotiated.router_id, negotiated.remote_as);
-            let loser = if keep_ours { INCOMING } else { OUTGOING };
-            if self.established() == Some(other) || loser == slot {
-                return self.step(env, slot, Fsm::OpenCollisionDump, collision());
-            }
-            self.step(env, other, Fsm::OpenCollisionDump, collision());
-        }
-        self.connections[slot].framer.extended = negotiated.extended_message;
-        self.connections[slot].negotiated = Some(negotiated);
-        self.step(env, slot, if delayed { Fsm::BgpOpenDelayed } else { Fsm::BgpOpen }, Cause::None);
     }
 
     /// A NOTIFICATION came.
@@ -670,7 +638,7 @@ fn kept(negotiated: &Negotiated, event: Fsm, cause: &Cause) -> BTreeMap<Family, 
     families.map(|family| (family, time)).collect()
 }
 
-fn collision() -> Cause {
+pub fn collision() -> Cause {
     Cause::Send(Notification::cease(Cease::Collision, ""), "the other connection stays".to_owned())
 }
 

@@ -488,6 +488,14 @@ impl Speaker {
         kind: Type,
         body: &[u8],
     ) {
+        if let Some(held) = &mut neighbor.connections[slot].held {
+            match kind {
+                Type::Keepalive => return held.keepalive = true,
+                Type::Notification => (),
+                // It does not wait for us: then it must be told what it is told without the other connection.
+                _ => self.act(now, index, neighbor, |neighbor, env| neighbor.release(env, slot, true)),
+            }
+        }
         let established = neighbor.connections[slot].state == NeighborState::Established;
         let (event, cause) = match kind {
             Type::Open => return self.act(now, index, neighbor, |neighbor, env| neighbor.opened(env, slot, body)),

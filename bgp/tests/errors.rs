@@ -337,6 +337,8 @@ fn a_collision_is_resolved_by_identifier() {
         let open = if last == 2 { open(65001, 3, &modern(65001)) } else { raw_open(4, 65001, 90, [9, 0, 0, 1], &[0]) };
         stage.say(ours, &open);
         let (loser, winner) = if theirs_stays { (ours, theirs) } else { (theirs, ours) };
+        // In OpenConfirm the one that loses may be chosen by the neighbour already: it has a second to say so.
+        stage.until(1_100);
         assert!(stage.closed.contains(&loser));
         assert!(!stage.closed.contains(&winner));
         assert_eq!(stage.notification(loser), Some((6, 7, vec![])));
