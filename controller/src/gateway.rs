@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use martlet_api::accept::ACCEPTED;
 use martlet_api::crd::MAX_ENDPOINTS_ANNOTATION;
-use martlet_api::view::View;
+use martlet_api::view::{Endpoint, View};
 use serde::{Deserialize, Serialize};
 
 use crate::conditions::{Say, conditions, sort};
@@ -20,7 +21,7 @@ pub const MOST_ADDRESSES: usize = 16;
 pub const LONGEST_NAME: usize = 63;
 
 /// The types of the conditions that we write.
-const CONDITIONS: [&str; 8] = [
+const CONDITIONS: [&str; 9] = [
     ACCEPTED,
     "Programmed",
     "Ready",
@@ -29,6 +30,7 @@ const CONDITIONS: [&str; 8] = [
     "AddressesTruncated",
     "PodsAttached",
     "EndpointsAccepted",
+    "PartiallyServed",
 ];
 
 /// What we write of a Gateway's status.
@@ -157,6 +159,7 @@ pub fn gateway_status(known: &Known<'_>, existing: &Status, now: &Time) -> Statu
         say.push(Say::new("PodsAttached", false, "AddressMissing", listed(known.unattached.values())));
     }
     say.extend(endpoints(known));
+    say.extend(partially_served(known.view));
     let shown = vips.iter().take(MOST_ADDRESSES);
     Status {
         addresses: shown.map(|vip| Address { type_: "IPAddress".to_owned(), value: vip.clone() }).collect(),
@@ -175,6 +178,34 @@ fn endpoints(known: &Known<'_>) -> Option<Say> {
     let faults: Vec<_> = left_out.chain(known.services.iter().cloned()).collect();
     let reason = if known.over_capacity.is_empty() { "Malformed" } else { "CapacityExceeded" };
     (!faults.is_empty()).then(|| Say::new(TYPE, false, reason, listed(&faults)))
+}
+
+/// VIPs that are announced, because one of their routes has a ready endpoint, although another has none: its packets are lost.
+fn partially_served(view: &View) -> Option<Say> {
+    let serves = |service: &str, vip: &IpNet| {
+        let endpoints = view.services.get(service).into_iter().flat_map(|service| service.endpoints.values());
+        let has_family =
+            |endpoint: &&Endpoint| if vip.addr().is_ipv4() { endpoint.ipv4.is_some() } else { endpoint.ipv6.is_some() };
+        endpoints.filter(|endpoint| endpoint.ready).any(|endpoint| has_family(&endpoint))
+    };
+    let mut by_vip = BTreeMap::<_, (usize, Vec<&str>)>::new();
+    for (name, route) in &view.routes {
+        for vip in &route.destinations {
+            let (served, unserved) = by_vip.entry(vip).or_default();
+            if serves(&route.backend, vip) {
+                *served += 1;
+            } else {
+                unserved.push(name);
+            }
+        }
+    }
+    let partial = by_vip.into_iter().filter(|(_, (served, unserved))| *served > 0 && !unserved.is_empty());
+    let texts: Vec<_> = partial
+        .map(|(vip, (_, unserved))| {
+            format!("VIP {}: no ready endpoint of its family behind L34Route {}", vip.addr(), listed(unserved))
+        })
+        .collect();
+    (!texts.is_empty()).then(|| Say::new("PartiallyServed", true, "NoEndpoint", listed(&texts)))
 }
 
 /// The VIPs of the accepted routes, in order.

@@ -330,6 +330,24 @@ fn forty_vips_are_cut_to_sixteen_and_counted() {
 }
 
 #[test]
+fn a_vip_of_which_only_some_routes_are_served_is_told() {
+    let mut server = Server::seed();
+    server.put(json!({"apiVersion": "v1", "kind": "Service",
+                      "metadata": {"name": "service-b", "labels": {"service.kubernetes.io/service-proxy-name": "sllb-a"}},
+                      "spec": {"selector": {"app": "nobody"}}}));
+    server.put(json!({"apiVersion": "meridio.experiment.gateway.api.poc/v1alpha1", "kind": "L34Route",
+                      "metadata": {"name": "vip-b", "generation": 1},
+                      "spec": {"parentRefs": [{"name": "sllb-a"}], "backendRefs": [{"name": "service-b"}], "priority": 2,
+                               "destinationCIDRs": ["20.0.0.1/32"], "protocols": ["UDP"]}}));
+    server.settle();
+    let told = server.expect("Gateway", "sllb-a", "PartiallyServed", "True", "NoEndpoint");
+    assert!(told.contains("20.0.0.1") && told.contains("vip-b") && !told.contains("vip-a"), "{told}");
+    server.route("vip-b", "sllb-a", "service-a", &["20.0.0.2/32"]);
+    server.settle();
+    assert_eq!(server.condition("Gateway", "sllb-a", "PartiallyServed"), None);
+}
+
+#[test]
 fn a_service_that_loses_its_label_loses_our_slices_only() {
     let mut server = Server::seed();
     let foreign = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [],

@@ -28,13 +28,16 @@ const NEEDS: [Need; 6] = [
     Need { name: "net.ipv4.fwmark_reflect", wanted: "1", why: "answers of the kernel to VIP traffic lose their mark" },
 ];
 
+/// How a pod is given its sysctls.
+const WAYS: &str = "by an attachment of the tuning plugin, or by securityContext.sysctls of the pod";
+
 /// What is not as it should be, in words; `read` gives a value by name, `None` where this kernel has none.
 pub fn complaints(read: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let complaint = |need: &Need| {
         let value = read(need.name)?;
         let value = value.trim();
         let Need { name, wanted, why } = need;
-        (value != *wanted).then(|| format!("sysctl {name} is {value}: {why}; set {name}={wanted}"))
+        (value != *wanted).then(|| format!("sysctl {name} is {value}: {why}; set {name}={wanted}: {WAYS}"))
     };
     NEEDS.iter().filter_map(complaint).collect()
 }
@@ -59,7 +62,7 @@ mod tests {
         assert_eq!(
             complaints,
             ["sysctl net.ipv4.conf.all.rp_filter is 2: IPv4 packets whose way back is another interface are dropped; \
-              set net.ipv4.conf.all.rp_filter=0"]
+              set net.ipv4.conf.all.rp_filter=0: by an attachment of the tuning plugin, or by securityContext.sysctls of the pod"]
         );
     }
 }
