@@ -43,10 +43,9 @@ enum Verdict {
 /// whether it holds an OPEN.
 const fn verdict(wins: bool, other: State, holds: bool) -> Verdict {
     match (other, wins, holds) {
-        (State::Established, ..) | (State::OpenConfirm, false, _) => Verdict::Loses,
+        (State::Established, ..) | (State::OpenConfirm, false, _) | (_, false, true) => Verdict::Loses,
         (State::OpenConfirm, true, _) => Verdict::Waits(FOR_CHOICE),
         (_, true, true) => Verdict::Wins,
-        (_, false, true) => Verdict::Loses,
         (State::OpenSent, false, false) => Verdict::Waits(FOR_OPEN),
         (_, _, false) => Verdict::Goes,
     }

@@ -273,9 +273,10 @@ fn play(mut sides: [Box<dyn Side>; 2], dice: &mut Dice) -> [(usize, bool); 2] {
             now = at.max(now);
             (side, sides[side].times_out(now))
         } else {
-            let (connection, side) = waiting[usize::try_from(dice.below(waiting.len() as u64)).unwrap()];
+            let (connection, side) =
+                waiting[usize::try_from(dice.below(u64::try_from(waiting.len()).unwrap())).unwrap()];
             let item = pipes.get_mut(&(connection, side)).unwrap().pop_front().unwrap();
-            now = now + Duration::from_micros(100);
+            now += Duration::from_micros(100);
             if closed.contains(&(connection, side)) {
                 (side, Vec::new())
             } else {
