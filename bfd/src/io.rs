@@ -172,6 +172,9 @@ pub enum Input<'a> {
     SetSessions(&'a BTreeMap<SessionId, SessionConfig>),
     /// A control packet arrived.
     Received(&'a Meta, &'a [u8]),
+    /// A control packet was read that had waited for this long in its socket: it says what it says, but the silence since
+    /// then is a silence.
+    ReceivedLate(&'a Meta, &'a [u8], Duration),
     /// An echo packet of ours came back.
     EchoReceived(&'a Meta, &'a [u8]),
     /// Something other than BFD is known of the path of a session (RFC 5880 sections 6.8.15 and 6.8.17): a reset of the

@@ -238,12 +238,14 @@ impl Session {
         self.echo.stalled(now, gap);
     }
 
-    /// A control packet that was demultiplexed to this session: section 6.8.6 from authentication on, in its order.
+    /// A control packet that was demultiplexed to this session: section 6.8.6 from authentication on, in its order. It is read
+    /// now, but arrived at `arrived`: the silence is counted from there.
     pub fn receive(
         &mut self,
         now: Instant,
         packet: &Control,
         octets: &[u8],
+        arrived: Instant,
         out: &mut VecDeque<Output>,
     ) -> Result<(), Discard> {
         match (&self.config.auth, &packet.auth) {
@@ -266,7 +268,7 @@ impl Session {
         };
         self.timing.heard(now, packet.last);
         if self.state == State::AdminDown {
-            self.heard(now);
+            self.heard(arrived);
             self.apply_timing(now);
             return Err(Discard::AdminDown);
         }
@@ -275,7 +277,7 @@ impl Session {
             State::Down => self.enter(now, State::Down, Diagnostic::NeighborSignaledDown, out),
             up => self.enter(now, up, self.diagnostic, out),
         }
-        self.heard(now);
+        self.heard(arrived);
         self.apply_timing(now);
         if packet.poll {
             self.schedule.owe_final(now);
@@ -341,17 +343,17 @@ impl Session {
             let detection = self.detection_time();
             let alive = self.remote.discriminator != 0 && !detection.is_zero();
             if !self.silence.prolonged {
-                self.silence.ends_at = alive.then_some(heard_at + detection);
+                self.silence.ends_at = alive.then_some((heard_at + detection).max(now));
             }
             if alive && self.config.auth.is_some() {
-                self.silence.forget_at = Some(heard_at + detection * 2);
+                self.silence.forget_at = Some((heard_at + detection * 2).max(now));
             }
         }
     }
 
     /// A valid packet came: the silence begins anew.
-    fn heard(&mut self, now: Instant) {
-        self.silence.heard_at = Some(now);
+    fn heard(&mut self, arrived: Instant) {
+        self.silence.heard_at = self.silence.heard_at.max(Some(arrived));
         self.silence.prolonged = false;
     }
 

@@ -47,7 +47,11 @@ impl Sessions {
         match input {
             Input::SetSessions(wanted) => self.set_sessions(now, wanted),
             Input::Received(meta, payload) => {
-                let outcome = self.received(now, meta, payload);
+                let outcome = self.received(now, meta, payload, now);
+                self.count(outcome);
+            }
+            Input::ReceivedLate(meta, payload, waited) => {
+                let outcome = self.received(now, meta, payload, now.before(waited));
                 self.count(outcome);
             }
             Input::EchoReceived(meta, payload) => {
@@ -146,8 +150,8 @@ impl Sessions {
         }
     }
 
-    /// Section 6.8.6 up to the choice of the session.
-    fn received(&mut self, now: Instant, meta: &Meta, payload: &[u8]) -> Result<(), Discard> {
+    /// Section 6.8.6 up to the choice of the session, for a packet that arrived at `arrived`.
+    fn received(&mut self, now: Instant, meta: &Meta, payload: &[u8], arrived: Instant) -> Result<(), Discard> {
         let (packet, octets) = Control::parse(payload)?;
         let discriminator = match packet.yours {
             0 => self.by_address(meta).ok_or(Discard::NoSession)?,
@@ -160,7 +164,8 @@ impl Sessions {
         if meta.ttl < config.min_ttl {
             return Err(Discard::Ttl);
         }
-        self.with(now, discriminator, |session, out| session.receive(now, &packet, octets, out)).unwrap_or(Ok(()))
+        let receive = |session: &mut Session, out: &mut _| session.receive(now, &packet, octets, arrived, out);
+        self.with(now, discriminator, receive).unwrap_or(Ok(()))
     }
 
     /// An echo packet names our discriminator; what a neighbour without BFD sends back is a control packet of ours.
@@ -178,7 +183,7 @@ impl Sessions {
         if !ours {
             return Err(Discard::Echo);
         }
-        self.with(now, mine, |session, out| session.receive(now, &packet, octets, out)).unwrap_or(Ok(()))
+        self.with(now, mine, |session, out| session.receive(now, &packet, octets, now, out)).unwrap_or(Ok(()))
     }
 
     fn named(&self, discriminator: u32) -> Option<(&SessionId, &SessionConfig)> {

@@ -29,6 +29,13 @@ impl Instant {
         self.0
     }
 
+    /// The point this long before `self`, at the earliest the origin.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(nanos))
+    }
+
     /// The time from `earlier` to `self`; zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -74,6 +81,8 @@ mod tests {
         let never = Instant::from_nanos(u64::MAX);
         assert_eq!(Instant::from_millis(5) + Duration::MAX, never);
         assert_eq!(Instant::ORIGIN - never, Duration::ZERO);
+        assert_eq!(Instant::from_millis(5).before(Duration::MAX), Instant::ORIGIN);
+        assert_eq!(Instant::from_millis(5).before(Duration::from_millis(2)), Instant::from_millis(3));
     }
 
     #[test]

@@ -25,7 +25,12 @@ impl<K: Copy + Ord> Timers<K> {
 
     /// Sets, or moves, the deadline of `key`.
     pub fn set(&mut self, key: K, deadline: Instant) {
-        if let Some(old) = self.by_key.insert(key, deadline) {
+        let old = self.by_key.insert(key, deadline);
+        // Most events of a session leave its deadline where it was.
+        if old == Some(deadline) {
+            return;
+        }
+        if let Some(old) = old {
             self.by_time.remove(&(old, key));
         }
         self.by_time.insert((deadline, key));

@@ -188,6 +188,33 @@ fn who_slept_gives_one_interval_more_once() {
 }
 
 #[test]
+fn what_waited_while_we_slept_proves_nothing_of_the_time_after_it_arrived() {
+    let mut end = Alone::up(&config(100, 3));
+    let told = packet(UP, end.ours());
+    // It arrived at 1400, the other end died then, and we slept on until 2000.
+    end.handle(at(2000), Input::ReceivedLate(&meta(0), &told.octets(), ms(600)));
+    end.handle(at(2000), Input::Stalled(ms(500)));
+    end.handle(at(2000), Input::Timeout);
+    assert_eq!(end.state(), State::Up, "one interval more");
+    end.handle(at(2099), Input::Timeout);
+    assert_eq!(end.state(), State::Up);
+    end.handle(at(2100), Input::Timeout);
+    assert_eq!(end.state(), State::Down);
+}
+
+#[test]
+fn what_arrived_before_something_newer_does_not_shorten_its_time() {
+    let mut end = Alone::up(&config(100, 3));
+    let told = packet(UP, end.ours());
+    end.hears(at(1400), &told);
+    end.handle(at(1410), Input::ReceivedLate(&meta(0), &told.octets(), ms(200)));
+    end.run(at(1699));
+    assert_eq!(end.state(), State::Up);
+    end.run(at(1700));
+    assert_eq!(end.state(), State::Down);
+}
+
+#[test]
 fn who_slept_and_then_hears_is_as_before() {
     let mut end = Alone::up(&config(100, 3));
     end.handle(at(1500), Input::Stalled(ms(400)));

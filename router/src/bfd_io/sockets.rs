@@ -153,6 +153,7 @@ fn open(place: &Place, index: u32, dice: &mut Dice) -> io::Result<Pair> {
     let port = if place.interface.is_some() { SINGLE_HOP } else { MULTIHOP };
     let receive = socket(place)?;
     sys::tell_ttl_and_destination(receive.as_fd(), place.family == Family::Ipv6)?;
+    sys::tell_arrival(receive.as_fd())?;
     sys::make_room(receive.as_fd(), ROOM)?;
     receive.bind(&any(place.family, port).into())?;
     let transmit = socket(place)?;

@@ -20,20 +20,25 @@ use socket2::SockAddr;
 pub(super) const BATCH: usize = 32;
 /// Octets of a datagram that are read: more than any BFD packet has.
 const DATAGRAM: usize = 256;
-/// Octets of control messages: TTL and packet info need less than half.
+/// Octets of control messages: TTL, packet info and the time of arrival need 96.
 const CONTROL: usize = 128;
 
 /// `CLOCK_MONOTONIC`.
 pub(super) fn now() -> Instant {
+    Instant::from_nanos(nanos(read_clock(libc::CLOCK_MONOTONIC)))
+}
+
+fn read_clock(clock: libc::clockid_t) -> libc::timespec {
     // SAFETY: a timespec of zeros is valid, and the kernel writes one.
-    let time = unsafe {
+    unsafe {
         let mut time: libc::timespec = zeroed();
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
+        libc::clock_gettime(clock, &raw mut time);
         time
-    };
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    let nanos = u64::try_from(time.tv_nsec).unwrap_or_default();
-    Instant::from_nanos(seconds * 1_000_000_000 + nanos)
+    }
+}
+
+fn nanos(time: libc::timespec) -> u64 {
+    u64::try_from(time.tv_sec).unwrap_or_default() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or_default()
 }
 
 /// Waits until one of `sockets` can be read, at most `limit`; says which can.
@@ -69,6 +74,8 @@ pub(super) struct Datagram<'a> {
     pub to: Option<IpAddr>,
     /// TTL or hop limit.
     pub ttl: Option<u8>,
+    /// How long it waited in the socket, by the system's clock.
+    pub waited: Duration,
     /// Its payload.
     pub payload: &'a [u8],
 }
@@ -134,11 +141,13 @@ impl Inbox {
     /// The datagrams that the last call of `receive` read.
     pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
         let read = self.headers.iter().zip(&self.names).zip(&self.payloads).take(self.filled);
-        read.filter_map(|((header, name), payload)| {
+        let now = nanos(read_clock(libc::CLOCK_REALTIME));
+        read.filter_map(move |((header, name), payload)| {
             let from = socket_address(name, header.msg_hdr.msg_namelen)?;
             let length = usize::try_from(header.msg_len).unwrap_or(DATAGRAM).min(DATAGRAM);
-            let (to, ttl) = control_messages(&header.msg_hdr);
-            Some(Datagram { from, to, ttl, payload: payload.get(..length)? })
+            let (to, ttl, arrived) = control_messages(&header.msg_hdr);
+            let waited = Duration::from_nanos(arrived.map_or(0, |at| now.saturating_sub(at)));
+            Some(Datagram { from, to, ttl, waited, payload: payload.get(..length)? })
         })
     }
 }
@@ -156,9 +165,9 @@ fn socket_address(name: &libc::sockaddr_storage, len: socklen_t) -> Option<Socke
     .and_then(|((), address)| address.as_socket())
 }
 
-/// The address that a datagram was sent to, and its TTL.
-fn control_messages(header: &libc::msghdr) -> (Option<IpAddr>, Option<u8>) {
-    let (mut to, mut ttl) = (None, None);
+/// The address that a datagram was sent to, its TTL, and when the kernel got it (`CLOCK_REALTIME`).
+fn control_messages(header: &libc::msghdr) -> (Option<IpAddr>, Option<u8>, Option<u64>) {
+    let (mut to, mut ttl, mut arrived) = (None, None, None);
     // SAFETY: the kernel filled the control buffer, which lives as long as `header`; CMSG_NXTHDR stays within it, and the
     // data of a message is read unaligned, with the type that its level and type promise.
     unsafe {
@@ -177,12 +186,15 @@ fn control_messages(header: &libc::msghdr) -> (Option<IpAddr>, Option<u8>) {
                     let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
                     to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
                 }
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => {
+                    arrived = Some(nanos(data.cast::<libc::timespec>().read_unaligned()));
+                }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    (to, ttl)
+    (to, ttl, arrived)
 }
 
 /// A datagram to send.
@@ -286,16 +298,19 @@ pub(super) fn tell_ttl_and_destination(socket: BorrowedFd<'_>, ipv6: bool) -> io
     } else {
         [(libc::IPPROTO_IP, libc::IP_RECVTTL), (libc::IPPROTO_IP, libc::IP_PKTINFO)]
     };
+    options.into_iter().try_for_each(|(level, name)| switch_on(socket, level, name))
+}
+
+/// Asks the kernel to tell with every datagram when it came.
+pub(super) fn tell_arrival(socket: BorrowedFd<'_>) -> io::Result<()> {
+    switch_on(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS)
+}
+
+fn switch_on(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()> {
     let on: c_int = 1;
-    for (level, name) in options {
-        // SAFETY: the value is an int that lives until after the call.
-        let done =
-            unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), len_of::<c_int>()) };
-        if done < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+    // SAFETY: the value is an int that lives until after the call.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), len_of::<c_int>()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The index of an interface; `None` while there is none of that name.

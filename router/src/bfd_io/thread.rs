@@ -26,8 +26,11 @@ const STALL: Duration = Duration::from_millis(2);
 const TELL_STALL: Duration = Duration::from_millis(10);
 /// How often interfaces that are missing are looked for, and the status is compared although nothing changed its state.
 const REFRESH: Duration = Duration::from_secs(1);
-/// Turns begin no closer to each other than this, unless something is due: what comes meanwhile is read in one batch.
-const GRAIN: Duration = Duration::from_micros(250);
+/// The grain: turns begin no closer to each other than a part of the shortest interval, within these bounds. What comes and
+/// what is due meanwhile is read and sent in one batch; a wake-up costs more than the packet that it is for.
+const GRAINS: u32 = 50;
+pub(super) const COARSEST: Duration = Duration::from_millis(1);
+const FINEST: Duration = Duration::from_micros(250);
 /// How often the counters are told at most.
 const TELL_STATISTICS: Duration = Duration::from_millis(5);
 /// Batches that are read from one socket before another has its turn.
@@ -55,6 +58,10 @@ pub(super) struct Loop {
     pub refresh_at: Instant,
     /// When the counters were told last.
     pub told_at: Instant,
+    /// Turns begin no closer to each other.
+    pub grain: Duration,
+    /// When nothing waited in the sockets: what is read now came after that, whatever the system's clock says.
+    pub emptied_at: Instant,
 }
 
 /// However the thread ends, nobody goes on believing what it said last.
@@ -68,19 +75,14 @@ impl Loop {
     /// Runs until the handle is dropped.
     pub fn run(mut self) {
         self.become_punctual();
-        let mut turn = Instant::ORIGIN;
+        let (mut turn, mut busy) = (Instant::ORIGIN, false);
         loop {
             let deadline = self.sessions.deadline();
-            let ready = self.wait(deadline);
-            let mut now = sys::now();
-            let mut rest = GRAIN.saturating_sub(now.since(turn));
-            if let Some(deadline) = deadline {
-                rest = rest.min(deadline.since(now));
-            }
-            if !rest.is_zero() {
-                sys::pause(rest);
-                now = sys::now();
-            }
+            // Who is busy would be woken within the grain anyway: one sleep a turn instead of two.
+            let paused = if busy { self.pause(turn) } else { sys::now() };
+            let ready = self.wait(paused, deadline);
+            let now = self.pause(turn);
+            busy = now.since(turn) < self.grain * 2;
             turn = now;
             let late = deadline.map_or(Duration::ZERO, |deadline| now.since(deadline));
             let (woken, links) = match ready.as_slice() {
@@ -98,7 +100,7 @@ impl Loop {
             }
             let due = self.sessions.deadline().is_some_and(|deadline| deadline <= now);
             if due || ready.iter().skip(2).any(|&ready| ready) {
-                self.read(if due { CATCH_UP } else { TURN });
+                self.read(now, if due { CATCH_UP } else { TURN });
             }
             if due {
                 self.timeout(late);
@@ -140,12 +142,23 @@ impl Loop {
         }
     }
 
-    fn wait(&self, deadline: Option<Instant>) -> Vec<bool> {
+    /// Sleeps for the rest of the grain; what comes meanwhile waits. Gives the time after that.
+    fn pause(&self, turn: Instant) -> Instant {
+        let now = sys::now();
+        let rest = self.grain.saturating_sub(now.since(turn));
+        if rest.is_zero() {
+            return now;
+        }
+        sys::pause(rest);
+        sys::now()
+    }
+
+    fn wait(&self, now: Instant, deadline: Option<Instant>) -> Vec<bool> {
         let mut sockets: Vec<BorrowedFd<'_>> = vec![self.wake.as_fd(), self.links.as_fd()];
         sockets.extend(self.sockets.open().values().map(super::sockets::Pair::receive));
         sockets.extend(self.echoes.descriptors());
         let refresh_at = (!self.shared.is_idle()).then_some(self.refresh_at);
-        let limit = deadline.into_iter().chain(refresh_at).min().map(|at| at.since(sys::now()));
+        let limit = deadline.into_iter().chain(refresh_at).min().map(|at| at.since(now));
         // A wait that fails would spin: then all sockets are read, and the failure shows as load, not as silence.
         sys::wait(&sockets, limit).unwrap_or_else(|_| vec![true; sockets.len()])
     }
@@ -168,6 +181,9 @@ impl Loop {
     fn set(&mut self, now: Instant, wanted: &BTreeMap<SessionId, SessionConfig>) {
         let echoes = wanted.iter().filter(|(id, config)| config.echo.is_some() && id.interface.is_some());
         self.echoing = echoes.map(|(id, config)| (id.clone(), config.unaffiliated)).collect();
+        let intervals =
+            wanted.values().flat_map(|config| [config.min_tx, config.min_rx].into_iter().chain(config.echo));
+        self.grain = intervals.min().map_or(COARSEST, |shortest| (shortest / GRAINS).clamp(FINEST, COARSEST));
         self.sessions.handle(now, Input::SetSessions(wanted));
         self.refresh(now);
         self.flush();
@@ -189,15 +205,18 @@ impl Loop {
         self.tell_status();
     }
 
-    /// Reads every socket until it is empty, or has had its turn of `batches`.
-    fn read(&mut self, batches: usize) {
+    /// Reads every socket until it is empty, or has had its turn of `batches`. The turn began at `turn`.
+    fn read(&mut self, turn: Instant, batches: usize) {
+        let mut emptied = true;
         for (place, pair) in self.sockets.open() {
-            for _ in 0..batches {
+            for batch in 1..=batches {
                 let Ok(read) = self.inbox.receive(pair.receive()) else {
                     self.statistics.receive_errors += 1;
                     break;
                 };
                 let now = sys::now();
+                // The system's clock may jump: nothing waited longer than since the sockets were last found empty.
+                let longest = now.since(self.emptied_at);
                 for datagram in self.inbox.datagrams() {
                     let remote = datagram.from.ip();
                     let meta = Meta {
@@ -208,12 +227,17 @@ impl Loop {
                         multihop: place.interface.is_none(),
                     };
                     self.statistics.received += 1;
-                    self.sessions.handle(now, Input::Received(&meta, datagram.payload));
+                    let waited = datagram.waited.min(longest);
+                    self.sessions.handle(now, Input::ReceivedLate(&meta, datagram.payload, waited));
                 }
                 if read < sys::BATCH {
                     break;
                 }
+                emptied &= batch < batches;
             }
+        }
+        if emptied {
+            self.emptied_at = turn;
         }
         let (sessions, statistics) = (&mut self.sessions, &mut self.statistics);
         self.echoes.receive(batches * sys::BATCH, |meta, payload| {
