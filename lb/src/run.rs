@@ -11,7 +11,7 @@ use martlet_api::readiness::{DEFAULT_SOCKET, HEARTBEAT};
 use martlet_api::source;
 use martlet_api::view::ObjectName;
 use martlet_netlink::nft::{self, Queue};
-use martlet_netlink::{Event, Kernel};
+use martlet_netlink::{Event, Kernel, capabilities};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -120,6 +120,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     let size = options.table_size.map(Size::new).transpose()?;
     let internal_interface = options.internal_interface.clone();
     let settings = Settings { internal_interface, policy: options.policy, size, ..Settings::default() };
+    capabilities::raise().context("cannot raise our capabilities")?;
     let (kernel, mut events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
     let form = nft.probe_queue().context("no rule can send packets to a queue")?;
@@ -271,6 +272,7 @@ impl Conflict {
 /// # Errors
 /// When something could not be removed.
 pub async fn clean() -> anyhow::Result<()> {
+    capabilities::raise().context("cannot raise our capabilities")?;
     let (mut kernel, _events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
     remove(&mut kernel, &mut nft).await

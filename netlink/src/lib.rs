@@ -5,6 +5,7 @@
 
 #![warn(clippy::indexing_slicing)]
 
+pub mod capabilities;
 mod datagram;
 mod diff;
 mod display;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use martlet_api::objects::Kind;
 use martlet_api::source;
 use martlet_api::view::ObjectName;
-use martlet_netlink::{Kernel, diff};
+use martlet_netlink::{Kernel, capabilities, diff};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -31,6 +31,7 @@ const KINDS: [Kind; 5] = [Kind::Gateway, Kind::GatewayClass, Kind::GatewayRouter
 /// # Errors
 /// When the options make no sense, or the machine gives no netlink, thread or signal handler.
 pub async fn run(options: Options) -> Result<()> {
+    capabilities::raise().context("cannot raise our capabilities")?;
     for complaint in sysctl::complaints(sysctl::read) {
         warn!(kind = "sysctl", "{complaint}");
     }
@@ -107,6 +108,7 @@ async fn serve(
 /// # Errors
 /// When netlink cannot be used, or the kernel refused a removal.
 pub async fn clean(settings: &Settings) -> Result<usize> {
+    capabilities::raise().context("cannot raise our capabilities")?;
     let (mut kernel, _events) = Kernel::open(plan::owner(settings)).context("cannot open netlink")?;
     let snapshot = kernel.snapshot().await.context("cannot read the kernel")?;
     let changes = diff(&snapshot.objects, &BTreeSet::new());
