@@ -10,7 +10,7 @@ LAB := $(TARGET)/lab
 export MARTLET_BIN ?= $(LAB)/martlet
 export MARTLET_LAB_BIN ?= $(LAB)/martlet-lab
 
-.PHONY: help setup setup-unit build demo test test-unit lint lab-tests interop cluster sim sim-mutants test-all bench deny clean
+.PHONY: help setup setup-unit build demo test test-unit lint lab-tests interop cluster sim sim-mutants test-all bench fuzz soak deny clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,8 @@ setup: ## install the Debian packages that demo and tests need, check the toolch
 setup-unit:
 	@deploy/setup.sh --unit
 
-build: ## the binaries that labs run (target/lab)
-	@$(CARGO) build --locked --profile lab -p martlet-cli -p martlet-lab
+build: ## the binaries that labs run (target/lab); built together, so that all share one set of features
+	@$(CARGO) build --locked --profile lab -p martlet-cli -p martlet-lab -p martlet-sim
 
 demo: setup build ## the main job on real input: FRR gateway, router, lb, applications in namespaces [KEEP=1]
 	@$(LAB)/martlet-lab demo $(if $(KEEP),--keep)
@@ -49,18 +49,22 @@ cluster: setup build ## the suite on a real API server and controller-manager (n
 	@assets=$$(deploy/lab/kubernetes/build.sh | tail -n 1) && \
 	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked --profile lab -p martlet-lab --test cluster -- --nocapture
 
-sim: setup-unit ## deterministic simulation [SEEDS=2000; 0: until stopped]
-	@$(CARGO) build --locked --profile lab -p martlet-sim
+sim: setup-unit build ## deterministic simulation [SEEDS=2000; 0: until stopped]
 	@$(LAB)/martlet-sim run --seeds $(or $(SEEDS),2000)
 	@$(LAB)/martlet-sim driven --seeds 40
 	@$(LAB)/martlet-sim seeds
 
-sim-mutants: setup-unit ## planted bugs: is each one found? -> docs/simulation.md
-	@$(CARGO) build --locked --profile lab -p martlet-sim
+sim-mutants: setup-unit build ## planted bugs: is each one found? -> docs/simulation.md
 	@$(LAB)/martlet-sim mutants
 
 bench: setup build ## figures, beside the peers in the same run [ONLY=router] [QUICK=1]
 	@$(LAB)/martlet-lab bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
+fuzz: setup-unit ## hostile octets and objects, guided by coverage [TIME=60 seconds each; 0: until stopped] [TARGET=bgp]
+	@deploy/fuzz.sh
+
+soak: setup build ## the demo's stage under change and traffic: nothing lost, nothing grows [MINUTES=0: until stopped]
+	@$(LAB)/martlet-lab soak --minutes $(or $(MINUTES),0)
 
 deny: ## licences, bans, sources; advisories where their database can be had
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

@@ -7,6 +7,7 @@ pub(crate) mod announce;
 mod fault;
 pub mod folder;
 pub mod predict;
+pub mod soak;
 pub mod topology;
 mod traffic;
 
