@@ -11,7 +11,7 @@ build=$(realpath -m "${CARGO_TARGET_DIR:-../target}/fuzz")
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1"
-cargo build --locked --release --target "$host" --target-dir "$build"
+cargo build --release --target "$host" --target-dir "$build"
 for target in $targets; do
     corpus=$build/corpus/$target
     mkdir -p "$corpus"
