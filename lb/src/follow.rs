@@ -138,10 +138,7 @@ impl Follower {
         let turn = self.queues.swap(Arc::clone(&self.state.targets.tables));
         self.apply_nftables();
         self.tell();
-        for hop in new_hops {
-            // So that the first packet finds the neighbour known; a kernel that cannot do it will ask by itself.
-            let _ = self.kernel.probe_neighbor(hop.interface, hop.address);
-        }
+        self.resolve(&new_hops).await;
         if objects.synced && !removals.is_empty() {
             let let_go = tokio::time::timeout(LETTING_GO, self.queues.answered(turn)).await;
             if let_go.is_err() {
@@ -149,6 +146,24 @@ impl Follower {
             }
             self.apply(&removals).await;
             self.tell();
+        }
+    }
+
+    /// Asks for the neighbours of new hops, so that the first packet finds them known; a kernel that cannot do it will ask by
+    /// itself.
+    async fn resolve(&mut self, hops: &[Hop]) {
+        if hops.is_empty() {
+            return;
+        }
+        let known = self.kernel.neighbors().await.unwrap_or_default();
+        // What somebody wrote down would be overwritten.
+        let permanent: BTreeSet<(u32, IpAddr)> = known
+            .iter()
+            .filter(|neighbor| neighbor.reachability == Reachability::Permanent)
+            .map(|neighbor| (neighbor.interface, neighbor.address))
+            .collect();
+        for hop in hops.iter().filter(|hop| !permanent.contains(&(hop.interface, hop.address))) {
+            let _ = self.kernel.probe_neighbor(hop.interface, hop.address);
         }
     }
 
@@ -198,6 +213,11 @@ impl Follower {
             match known.get(&(*interface, *address)) {
                 Some(Reachability::Failed) => drop(dead.insert(*address)),
                 Some(Reachability::Reachable) => drop(dead.remove(address)),
+                // To ask for it would overwrite what somebody wrote down.
+                Some(Reachability::Permanent) => {
+                    dead.remove(address);
+                    continue;
+                }
                 // While packets come for it the kernel goes from "failed" back to "incomplete" at once, so that waiting for
                 // "failed" could take for ever. As patient as the kernel: a link that just came up answers late.
                 Some(Reachability::Incomplete) => {

@@ -16,7 +16,7 @@
 //! that they are about: those to a VIP the source port, those from a VIP the destination port.
 //!
 //! Checksums are changed by the difference (RFC 1624), so that the first fragment of a UDP datagram can be written alone; a
-//! UDP checksum of 0 stays 0. CRC32c of SCTP is made anew over the packet: SCTP in fragments must be put together before. The
+//! UDP checksum of 0 stays 0. `CRC32c` of SCTP is made anew over the packet: SCTP in fragments must be put together before. The
 //! checksum within the packet that an error quotes is left as it was: nobody has all of what it covers.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -22,8 +22,10 @@ pub struct Neighbor {
 pub enum Reachability {
     /// Being resolved for the first time.
     Incomplete,
-    /// Confirmed lately, or never in doubt (permanent, no ARP).
+    /// Confirmed lately.
     Reachable,
+    /// Never in doubt: somebody wrote it down.
+    Permanent,
     /// Not confirmed lately: used until proven wrong.
     Stale,
     /// In doubt: being asked now, or about to be.

@@ -3,6 +3,8 @@
 //! A row is replaced by its name, all others are kept: parts can be measured one at a time.
 
 mod bfd;
+mod lb;
+mod plot;
 mod report;
 mod router;
 
@@ -32,7 +34,7 @@ pub struct Options {
 type Part = fn(&Options) -> Result<Vec<Row>>;
 
 /// The parts that exist.
-const PARTS: [(&str, Part); 2] = [("router", router::measure), ("bfd", bfd::measure)];
+const PARTS: [(&str, Part); 3] = [("router", router::measure), ("bfd", bfd::measure), ("lb", lb::measure)];
 
 /// Measures, prints a table and writes the file.
 ///

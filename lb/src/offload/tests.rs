@@ -185,7 +185,6 @@ prop_compose! {
             backend: backend.into(),
             port_translations: translated.into_iter().map(|((of, port), to)| ((all[of], port), to)).collect(),
             sctp_in_udp_port: (in_udp < 6).then_some(in_udp),
-            ..Route::default()
         }
     }
 }

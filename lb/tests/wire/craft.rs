@@ -33,7 +33,7 @@ pub fn checksum(octets: &[u8]) -> [u8; 2] {
     (!u16::try_from(sum).expect("16 bits")).to_be_bytes()
 }
 
-/// CRC32c (RFC 9260 appendix A).
+/// `CRC32c` (RFC 9260 appendix A).
 pub fn crc32c(octets: &[u8]) -> u32 {
     let step = |crc: u32, _| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
     !octets.iter().fold(u32::MAX, |crc, octet| (0..8).fold(crc ^ u32::from(*octet), step))

@@ -211,7 +211,8 @@ pub(super) fn link_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
 pub(super) fn neighbor(message: &NeighbourMessage) -> Option<Neighbor> {
     let reachability = match message.header.state {
         NeighbourState::Incomplete => Reachability::Incomplete,
-        NeighbourState::Reachable | NeighbourState::Permanent => Reachability::Reachable,
+        NeighbourState::Reachable => Reachability::Reachable,
+        NeighbourState::Permanent => Reachability::Permanent,
         NeighbourState::Stale => Reachability::Stale,
         NeighbourState::Delay | NeighbourState::Probe => Reachability::Probe,
         NeighbourState::Failed => Reachability::Failed,

@@ -66,7 +66,7 @@ pub enum Checksum {
     None,
     /// The Internet checksum at this offset from the same base, changed by the difference.
     Internet(u32),
-    /// The CRC32c of an SCTP packet, computed anew over all of it.
+    /// The `CRC32c` of an SCTP packet, computed anew over all of it.
     Sctp,
 }
 
