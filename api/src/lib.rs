@@ -8,6 +8,7 @@ pub mod objects;
 pub mod parse;
 pub mod read;
 pub mod readiness;
+pub mod serve;
 pub mod source;
 pub mod view;
 
