@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use martlet_bgp::Input as BgpInput;
+use martlet_bgp::{Input as BgpInput, NeighborId};
 use martlet_clock::Dice;
 use martlet_router::core::Input;
 
@@ -13,10 +13,16 @@ use crate::faults::{CONFIG_FIELDS, Fault, What};
 use crate::gateway::{Brain, routes};
 use crate::kernel::Work;
 use crate::link::{Node, Path, Segment};
-use crate::objects::{gateway_address, pod_address};
-use crate::peer::NONSENSE;
+use crate::objects::{gateway_address, name, pod_address};
+use crate::peer::{NONSENSE, RUDE};
 use crate::pod;
 use crate::world::{Event, MS, World};
+
+/// While one of these lasts, no router starts.
+const ROUTER_IS_HELD: &[What] = &[What::RouterCrash, What::RouterClean, What::PodCrash, What::RouterStop];
+/// ..and no gateway.
+const GATEWAY_IS_HELD: &[What] =
+    &[What::GatewayCrash, What::GatewayLoss, What::GatewayStop, What::GatewayGraceful];
 
 impl World {
     /// The fault and whom it hits.
@@ -75,9 +81,9 @@ impl World {
             }
             What::HalfOpen if begins => self.half_open(pod, gateway),
             What::Reset if begins => self.reset(pod, gateway),
-            What::RouterCrash | What::PodCrash => self.router_life(pod, fault.what, begins),
+            What::RouterCrash | What::RouterClean | What::PodCrash => self.router_life(pod, fault.what, begins),
             What::RouterStop => self.router_stop(pod, begins),
-            What::GatewayCrash | What::GatewayLoss | What::GatewayStop => {
+            What::GatewayCrash | What::GatewayLoss | What::GatewayStop | What::GatewayGraceful => {
                 self.gateway_life(gateway, fault.what, begins);
             }
             What::LbCrash | What::LbHang | What::LbGarbage | What::LbDrain => self.lb_life(pod),
@@ -142,6 +148,32 @@ impl World {
                     self.api.model.vips.insert(number);
                 }
                 self.publish();
+            }
+            What::RouteGone if begins => {
+                let mut routes = self.gateways[gateway].routes.clone();
+                let own: Vec<_> = crate::gateway::routes(gateway).into_iter().filter(|one| one.prefix_len() > 0).collect();
+                if own.iter().any(|one| routes.contains(one)) {
+                    routes.retain(|one| !own.contains(one));
+                } else {
+                    routes.extend(own);
+                }
+                let now = self.local(Node::Gateway(gateway));
+                self.gateways[gateway].set_routes(now, routes);
+                self.after_gateway(gateway);
+            }
+            What::OffLinkHop => {
+                if let Some(Brain::Naive(peer)) = &mut self.gateways[gateway].brain {
+                    peer.off_link(begins);
+                    self.after_gateway(gateway);
+                }
+            }
+            What::OperatorReset if begins => {
+                for ipv4 in [true, false] {
+                    let neighbor = NeighborId::new(&name(gateway, ipv4));
+                    let reset = Input::Reset(&neighbor, "the operator says so");
+                    let input = if fault.amount.is_multiple_of(2) { reset } else { Input::Refresh(&neighbor) };
+                    self.router(pod, input);
+                }
             }
             What::MalformedBgp => self.malformed_bgp(gateway, fault.amount, begins),
             What::MalformedBfd if begins => self.again(number),
@@ -315,6 +347,9 @@ impl World {
         let whole = what == What::PodCrash;
         if begins {
             self.drop_streams(Node::Pod(pod), !whole);
+            if what == What::RouterClean {
+                self.pods[pod].kernel.objects.clear();
+            }
             if whole {
                 self.pods[pod].kernel = crate::kernel::Kernel::default();
                 self.pods[pod].kernel.refuses = self.lasts(pod, &[What::KernelRefusal]);
@@ -333,7 +368,7 @@ impl World {
     }
 
     fn restart_router(&mut self, pod: usize) {
-        let held = self.lasts(pod, &[What::RouterCrash, What::PodCrash, What::RouterStop]);
+        let held = self.lasts(pod, ROUTER_IS_HELD);
         if !held && self.pods[pod].router.is_none() {
             self.start_router(pod);
         }
@@ -356,7 +391,7 @@ impl World {
         self.check.router_ended(self.now, &self.pods[pod]);
         self.drop_streams(Node::Pod(pod), true);
         self.pods[pod].forget();
-        if !self.lasts(pod, &[What::RouterCrash, What::PodCrash, What::RouterStop]) {
+        if !self.lasts(pod, ROUTER_IS_HELD) {
             self.start_router(pod);
         }
     }
@@ -373,9 +408,10 @@ impl World {
             }
             self.drop_streams(node, what != What::GatewayLoss);
             self.gateways[gateway].forget();
+            self.gateways[gateway].kept = what == What::GatewayGraceful;
         }
         self.gateways[gateway].host = !self.lasts_at_gateway(gateway, &[What::GatewayLoss]);
-        let held = self.lasts_at_gateway(gateway, &[What::GatewayCrash, What::GatewayLoss, What::GatewayStop]);
+        let held = self.lasts_at_gateway(gateway, GATEWAY_IS_HELD);
         if !held && self.gateways[gateway].brain.is_none() {
             self.start_gateway(gateway);
         }
@@ -474,7 +510,7 @@ impl World {
     }
 
     fn malformed_bgp(&mut self, gateway: usize, amount: u64, begins: bool) {
-        let kind = amount % (NONSENSE + 6);
+        let kind = amount % (NONSENSE + RUDE);
         let Self { gateways, dice, .. } = self;
         if let Some(Brain::Naive(peer)) = &mut gateways[gateway].brain {
             if kind < NONSENSE && begins {

@@ -8,20 +8,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use martlet_bfd::{Change, Diagnostic, State};
-use martlet_bgp::{Event as BgpEvent, Family, NeighborState};
+use martlet_bgp::{Event as BgpEvent, NeighborState};
 use martlet_clock::Instant;
-use martlet_netlink::Object;
 use martlet_router::core::Event;
-use martlet_router::gate::Lb;
-use martlet_router::intent::Intent;
-use martlet_router::plan;
 
 use crate::decode::{Message, Tap};
-use crate::gateway::Brain;
-use crate::link::Node;
-use crate::objects::{Api, gateway_address, name, pod_address};
-use crate::pod::{ADOPT, LEAVE, Pod, SILENCE_NS, settings};
-use crate::world::{MS, PATIENCE, World};
+use crate::objects::Api;
+use crate::pod::{ADOPT, Pod, Wire};
+use crate::world::MS;
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +41,7 @@ pub const INVARIANTS: &[(&str, &str)] = &[
     ("backed", "every learned route in the kernel was told by an Established session, or is adopted, or static and Up"),
     ("no-leak", "rules and blackholes of every VIP are in the kernel, or back in time"),
     ("adopted", "routes of a former router stay until someone tells them anew or their time is over"),
+    ("collision", "of two connections that both talk one is closed at once: the right one (RFC 4271 section 6.8)"),
     ("hold-time", "a session that hears nothing for its hold time is not Established"),
     ("detection", "BFD goes down after the detection time: not earlier, not later"),
     ("poll", "a changed BFD interval is announced with a Poll"),
@@ -59,7 +54,7 @@ pub const INVARIANTS: &[(&str, &str)] = &[
 
 /// What is seen of one BFD session from outside.
 #[derive(Clone, Copy, Debug, Default)]
-struct Bfd {
+pub struct Bfd {
     ours: [u8; 4],
     state: u8,
     intervals: (u64, u64),
@@ -68,8 +63,10 @@ struct Bfd {
     sent_at: u64,
     gap: u64,
     equal: u32,
-    heard_at: u64,
-    detection: u64,
+    /// When it heard a good packet last.
+    pub heard_at: u64,
+    /// What the second reading makes the detection time.
+    pub detection: u64,
 }
 
 /// What was broken, what was counted, what was seen.
@@ -82,9 +79,11 @@ pub struct Check {
     /// What was seen at least once.
     pub seen: BTreeSet<String>,
     /// A session ended since the last look: that may be shorter than what lies between two.
-    disturbed: Option<String>,
-    now: u64,
-    bfd: BTreeMap<(usize, IpAddr), Bfd>,
+    pub disturbed: Option<String>,
+    /// The time of the event.
+    pub now: u64,
+    /// By pod and gateway's address.
+    pub bfd: BTreeMap<(usize, IpAddr), Bfd>,
 }
 
 fn word(payload: &[u8], at: usize) -> u64 {
@@ -92,11 +91,13 @@ fn word(payload: &[u8], at: usize) -> u64 {
 }
 
 impl Check {
-    fn fail(&mut self, now: u64, invariant: &'static str, message: String) {
+    /// A promise is broken; the first counts.
+    pub fn fail(&mut self, now: u64, invariant: &'static str, message: String) {
         self.failure.get_or_insert(Failure { time: now, invariant, message });
     }
 
-    fn ask(&mut self, invariant: &'static str) {
+    /// A promise was asked for.
+    pub fn ask(&mut self, invariant: &'static str) {
         *self.asked.entry(invariant).or_default() += 1;
     }
 
@@ -205,8 +206,14 @@ impl Check {
             }
             Event::KernelConflict(_) => self.saw("kernel conflict".into()),
             Event::Refused(_) => self.saw("kernel refusal".into()),
-            Event::Adopted(_) => self.saw("adoption".into()),
-            Event::AdoptionEnded(..) => self.saw("adoption ended by time".into()),
+            Event::Adopted(count) => {
+                pod.took = *count;
+                self.saw("adoption".into());
+            }
+            Event::AdoptionEnded(..) => {
+                let by_time = now + 100 * MS >= pod.started + u64::try_from(ADOPT.as_nanos()).unwrap_or_default();
+                self.saw(if by_time { "adoption ended by time" } else { "adoption ended by End-of-RIB" }.into());
+            }
             Event::Repaired(_) => self.saw("repair".into()),
             Event::Unresolved(..) => self.saw("unresolved next hop".into()),
             _ => {}
@@ -287,6 +294,8 @@ impl Check {
     pub fn bfd_changed(&mut self, now: u64, _api: &Api, pod: usize, change: &Change) {
         let Some(bfd) = self.bfd.get(&(pod, change.session.remote)).copied() else { return };
         let settled = now > bfd.changed_at + 3000 * MS;
+        self.saw(format!("bfd {:?} -> {:?}", change.from, change.to));
+        self.saw(format!("bfd diagnostic {:?}", change.diagnostic));
         if change.from == State::Up && change.diagnostic == Diagnostic::DetectionTimeExpired && settled {
             self.ask("detection");
             let (silence, detection) = (now - bfd.heard_at, bfd.detection);
@@ -296,6 +305,48 @@ impl Check {
                     change.session.remote
                 );
                 self.fail(now, "detection", message);
+            }
+        }
+    }
+
+    /// A router has seen its kernel for the first time, which held so many learned routes.
+    pub fn took(&mut self, now: u64, pod: usize, found: Option<usize>, took: usize) {
+        if let Some(found) = found {
+            self.ask("adopted");
+            if found != took {
+                let message = format!("pod-{pod} found {found} routes of its former router and took over {took}");
+                self.fail(now, "adopted", message);
+            }
+        }
+    }
+
+    /// A pod closed a connection with these last words; `others` are what it has to the same gateway.
+    pub fn closed<'a>(
+        &mut self,
+        now: u64,
+        pod: usize,
+        wire: &Wire,
+        mut others: impl Iterator<Item = &'a Wire>,
+        words: &[u8],
+    ) {
+        let collision = Tap::default().feed(words).contains(&Message::Notification(6, 7));
+        let (Some((_, side)), Some(ours), Some(theirs)) = (wire.stream, wire.sent.open, wire.received.open) else {
+            return;
+        };
+        let talks = |other: &&Wire| {
+            let (sent, received) = (&other.sent, &other.received);
+            sent.open.is_some() && received.open.is_some() && !received.confirmed
+        };
+        if collision && others.any(|other| talks(&other)) {
+            self.ask("collision");
+            // Who has the higher identifier keeps the connection that it opened (RFC 6286 section 2.3).
+            let stays = if ours > theirs { 0 } else { 1 };
+            if side == stays {
+                let message = format!(
+                    "pod-{pod} closed the connection to {:?} that had to stay: it is {ours:?}, the gateway {theirs:?}",
+                    wire.remote
+                );
+                self.fail(now, "collision", message);
             }
         }
     }
@@ -311,327 +362,7 @@ impl Check {
     }
 }
 
-fn family_of(prefix: &IpNet) -> bool {
+/// Whether it is IPv4.
+pub fn family_of(prefix: &IpNet) -> bool {
     matches!(prefix, IpNet::V4(_))
-}
-
-impl World {
-    fn bfd_is_down(&self, pod: usize, remote: IpAddr) -> bool {
-        let status = self.pods[pod].told_bfd.iter().find(|(id, _)| id.remote == remote).map(|(_, status)| status);
-        !status.is_some_and(|status| {
-            status.state == State::Up || [status.state, status.remote_state].contains(&State::AdminDown)
-        })
-    }
-
-    fn is_established(&self, pod: usize, gateway: usize, ipv4: bool) -> bool {
-        self.pods[pod].sessions.get(&(gateway, ipv4)) == Some(&NeighborState::Established)
-    }
-
-    /// Which family has a gateway that is Up, as the router must see it.
-    fn connectivity(&self, pod: usize, version: usize) -> [bool; 2] {
-        let view = &self.api.versions[version].view;
-        let mut up = [false; 2];
-        for gateway in 0..self.gateways.len() {
-            for ipv4 in [false, true] {
-                let Some(router) = view.routers.get(name(gateway, ipv4).as_str()) else { continue };
-                let down = |remote| self.bfd_is_down(pod, remote);
-                up[usize::from(ipv4)] |= match &router.protocol {
-                    martlet_api::view::Protocol::Bgp(bgp) => {
-                        self.is_established(pod, gateway, ipv4) && (bgp.bfd.is_none() || !down(router.address))
-                    }
-                    martlet_api::view::Protocol::Static(_) => !down(router.address),
-                };
-            }
-        }
-        up
-    }
-
-    /// Asks the invariants of one pod.
-    pub fn check_pod(&mut self, pod: usize) {
-        self.check.now = self.now;
-        if !std::mem::take(&mut self.pods[pod].dirty) {
-            return;
-        }
-        let one = &self.pods[pod];
-        let Some(version) = one.version.filter(|_| one.router.is_some()) else { return };
-        let wrong = self.wrongly_announced(pod, version).or_else(|| self.unbacked(pod)).or_else(|| self.forgotten(pod));
-        for invariant in ["withdrawn", "backed", "adopted"] {
-            self.check.ask(invariant);
-        }
-        if let Some((invariant, message)) = wrong {
-            self.check.fail(self.now, invariant, message);
-        }
-    }
-
-    fn wrongly_announced(&self, pod: usize, version: usize) -> Option<(&'static str, String)> {
-        let one = &self.pods[pod];
-        let up = self.connectivity(pod, version);
-        let view = &self.api.versions[version].view;
-        let over = |since: u64| self.now > since + u64::try_from(LEAVE.as_nanos()).unwrap_or_default() + 50 * MS;
-        let leaving = one.draining || one.stopping.is_some_and(over);
-        // What waits for room was not sent yet: withdrawals are the first of it.
-        for wire in one.wires.values().filter(|wire| wire.stream.is_some() && !wire.ready) {
-            for vip in wire.sent.heard.keys() {
-                let said = match &one.said {
-                    Lb::Said(said) if !said.draining => said.vips.get(vip).is_some_and(|vip| vip.ready),
-                    _ => false,
-                };
-                let why = if leaving {
-                    "the router ends"
-                } else if !said {
-                    "the load balancer's word is that it is not ready"
-                } else if !up[usize::from(family_of(vip))] {
-                    "no gateway of its family is Up"
-                } else if !view.vips.contains(vip) {
-                    "no object asks for it"
-                } else {
-                    ""
-                };
-                let remote = wire.remote;
-                if !why.is_empty() {
-                    return Some(("withdrawn", format!("pod-{pod} has {vip} announced to {remote:?} although {why}")));
-                }
-                let bad = one.bad_since.get(vip).copied().unwrap_or(u64::MAX);
-                let hung = one.lb.hung.as_ref().map_or(0, |(since, _)| *since + SILENCE_NS);
-                if self.now > bad.saturating_add(60 * MS).max(hung + 60 * MS) {
-                    let message = format!(
-                        "pod-{pod} has {vip} announced to {remote:?} although its load balancer cannot forward it since {}",
-                        Instant::from_nanos(bad)
-                    );
-                    return Some(("truthful", message));
-                }
-            }
-        }
-        None
-    }
-
-    fn unbacked(&self, pod: usize) -> Option<(&'static str, String)> {
-        let one = &self.pods[pod];
-        if one.applying || one.kernel.hurt.is_some_and(|hurt| self.now < hurt + 40_000 * MS) || one.kernel.refuses {
-            return None;
-        }
-        let adopting = self.now < one.started + u64::try_from(ADOPT.as_nanos()).unwrap_or_default() + 200 * MS;
-        for (prefix, hops) in one.kernel.learned(4096, 20) {
-            if adopting && one.adopted.contains(&prefix) {
-                continue;
-            }
-            for hop in hops {
-                let told = one.wires.values().any(|wire| {
-                    wire.received.heard.get(&prefix) == Some(&hop)
-                        && wire.remote.and_then(|remote| self.node_at(remote)).is_some_and(|node| {
-                            matches!(node, Node::Gateway(gateway) if self.is_established(pod, gateway, family_of(&prefix)))
-                        })
-                });
-                let is_static = prefix.prefix_len() == 0
-                    && matches!(self.node_at(hop), Some(Node::Gateway(g)) if self.api.model.is_static(g))
-                    && !self.bfd_is_down(pod, hop);
-                if !told && !is_static {
-                    let message = format!(
-                        "pod-{pod} has {prefix} via {hop} in its kernel although no Established session told it"
-                    );
-                    return Some(("backed", message));
-                }
-            }
-        }
-        None
-    }
-
-    fn forgotten(&self, pod: usize) -> Option<(&'static str, String)> {
-        let one = &self.pods[pod];
-        let calm = self.api.model.changed.values().all(|count| *count == 0) && one.stopping.is_none();
-        if one.untold.is_empty() || !calm || self.now > one.started + 9_800 * MS {
-            return None;
-        }
-        let there = one.kernel.learned(4096, 20);
-        let gone = one.untold.iter().find(|prefix| !there.contains_key(*prefix) && !one.sessions.is_empty())?;
-        Some(("adopted", format!("pod-{pod} took {gone} of its former router away although nobody has told it anew")))
-    }
-
-    /// Looks at everything that takes time to go wrong.
-    pub fn look(&mut self) {
-        for pod in 0..self.pods.len() {
-            self.pods[pod].dirty = true;
-            self.check_pod(pod);
-            self.look_for_leaks(pod);
-            self.look_for_silence(pod);
-        }
-        self.check.ask("bounded");
-        if self.streams.len() > 40 * self.paths.len() + 40 || self.queue.len() > 20_000 {
-            let message = format!("{} connections, {} events wait", self.streams.len(), self.queue.len());
-            self.check.fail(self.now, "bounded", message);
-        }
-        if self.now >= self.quiet_at {
-            self.check.ask("liveness");
-            match self.check.disturbed.take().or_else(|| self.unwell()) {
-                None => _ = self.well_since.get_or_insert(self.now),
-                Some(why) => {
-                    self.well_since = None;
-                    if self.now > self.quiet_at + PATIENCE {
-                        let message = format!("{} s after the last fault {why}", PATIENCE / MS / 1000);
-                        self.check.fail(self.now, "liveness", message);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The fixed part of the kernel that a pod's version asks for.
-    fn fixed(&self, version: usize) -> BTreeSet<Object> {
-        plan::fixed(&Intent::new(&self.api.versions[version].view, &settings(&self.script.topology)))
-    }
-
-    fn look_for_leaks(&mut self, pod: usize) {
-        let one = &self.pods[pod];
-        let Some(version) = one.version.filter(|_| one.router.is_some() && one.stopping.is_none()) else { return };
-        self.check.ask("no-leak");
-        let vips = &self.api.versions[version].vips;
-        let rules = one.kernel.objects.iter().filter(|object| match object {
-            Object::Rule(rule) => rule.from.or(rule.to).is_some_and(|vip| vips.contains(&vip)),
-            Object::Route(route) => route.metric == u32::MAX,
-        });
-        let now = self.now;
-        // Three rules a VIP, four blackholes: which, the plan of the liveness check says.
-        if rules.count() == 3 * vips.len() + 4 {
-            self.pods[pod].kernel.leaky_since = None;
-            return;
-        }
-        let kernel = &mut self.pods[pod].kernel;
-        let since = *kernel.leaky_since.get_or_insert(now);
-        let hurt = kernel.refuses || kernel.hurt.is_some_and(|hurt| now < hurt + 40_000 * MS);
-        let limit = if hurt { 45_000 * MS } else { 1000 * MS };
-        if now > since + limit && !kernel.refuses {
-            let message = format!(
-                "pod-{pod}: rules and blackholes of its VIPs are not whole since {}: a packet could leak",
-                Instant::from_nanos(since)
-            );
-            self.check.fail(now, "no-leak", message);
-        }
-    }
-
-    fn look_for_silence(&mut self, pod: usize) {
-        self.check.ask("hold-time");
-        let hold = u64::from(self.script.topology.hold_time_s) * 1010 * MS + 300 * MS;
-        let mut failures = Vec::new();
-        for wire in self.pods[pod].wires.values() {
-            let Some(Node::Gateway(gateway)) = wire.remote.and_then(|remote| self.node_at(remote)) else { continue };
-            let ipv4 = wire.remote.is_some_and(|remote| remote.is_ipv4());
-            let alone = self.pods[pod].wires.values().filter(|other| other.remote == wire.remote).count() == 1;
-            if alone && self.is_established(pod, gateway, ipv4) && self.now > wire.heard_at + hold {
-                let message = format!(
-                    "pod-{pod} is Established with gateway-{gateway} and has heard nothing since {}",
-                    Instant::from_nanos(wire.heard_at)
-                );
-                failures.push(("hold-time", message));
-            }
-        }
-        for (id, status) in &self.pods[pod].told_bfd {
-            let Some(bfd) = self.check.bfd.get(&(pod, id.remote)) else { continue };
-            let late = self.now > bfd.heard_at + bfd.detection * 11 / 10 + 1000 * MS;
-            if status.state == State::Up && late && self.pods[pod].external_up() {
-                let message = format!("BFD of pod-{pod} to {} is Up and hears nothing", id.remote);
-                failures.push(("detection", message));
-            }
-        }
-        if let Some((invariant, message)) = failures.pop().filter(|_| self.pods[pod].router.is_some()) {
-            self.check.fail(self.now, invariant, message);
-        }
-    }
-
-    /// What is not as it should be when nothing goes wrong.
-    pub fn unwell(&self) -> Option<String> {
-        (0..self.pods.len()).find_map(|pod| self.unwell_pod(pod))
-    }
-
-    fn unwell_pod(&self, pod: usize) -> Option<String> {
-        let one = &self.pods[pod];
-        let newest = self.api.newest();
-        if one.router.is_none() || one.version != Some(newest) || one.lb.version != newest || one.stopping.is_some() {
-            return Some(format!("pod-{pod} is not running on the newest objects"));
-        }
-        let expected = &self.api.versions[newest].ready;
-        for gateway in 0..self.gateways.len() {
-            for ipv4 in self.api.model.families().iter().copied() {
-                if let Some(why) = self.unwell_session(pod, gateway, ipv4, expected) {
-                    return Some(format!(
-                        "pod-{pod} and gateway-{gateway} over {}: {why}",
-                        if ipv4 { "IPv4" } else { "IPv6" }
-                    ));
-                }
-            }
-        }
-        let (learned, fixed) = (self.expected_routes(), self.fixed(newest));
-        let there = one.kernel.learned(4096, 20);
-        for (prefix, hops) in &learned {
-            let have = there.get(prefix).cloned().unwrap_or_default();
-            let well = if self.script.topology.ecmp { have == *hops } else { have.len() == 1 && have.is_subset(hops) };
-            if !well {
-                return Some(format!("pod-{pod} has {prefix} via {have:?} instead of {hops:?} in its kernel"));
-            }
-        }
-        if let Some(prefix) = there.keys().find(|prefix| !learned.contains_key(*prefix)) {
-            return Some(format!("pod-{pod} has a route to {prefix} that nobody told"));
-        }
-        let rest: BTreeSet<Object> = one.kernel.objects.iter().filter(|object| !is_learned(object)).cloned().collect();
-        (rest != fixed).then(|| {
-            let (missing, surplus) = (fixed.difference(&rest).next(), rest.difference(&fixed).next());
-            format!("pod-{pod} misses {missing:?}, has {surplus:?} too much in its kernel")
-        })
-    }
-
-    fn unwell_session(&self, pod: usize, gateway: usize, ipv4: bool, expected: &BTreeSet<IpNet>) -> Option<String> {
-        let remote = gateway_address(gateway, ipv4);
-        if self.api.model.bfd(gateway) {
-            let ours =
-                self.pods[pod].told_bfd.iter().find(|(id, _)| id.remote == remote).map(|(_, status)| status.state);
-            let theirs = self.gateways[gateway].bfd.status();
-            let theirs =
-                theirs.iter().find(|(id, _)| id.remote == pod_address(pod, ipv4)).map(|(_, status)| status.state);
-            if ours != Some(State::Up) || theirs != Some(State::Up) {
-                return Some(format!("BFD is {ours:?} here and {theirs:?} there"));
-            }
-        }
-        if self.api.model.is_static(gateway) {
-            return None;
-        }
-        let state = self.pods[pod].sessions.get(&(gateway, ipv4)).copied().unwrap_or_default();
-        if state != NeighborState::Established {
-            return Some(format!("the session is {state:?}"));
-        }
-        let open = self.pods[pod].wires.values().filter(|wire| wire.remote == Some(remote)).count();
-        if open != 1 {
-            return Some(format!("there are {open} connections"));
-        }
-        let of_family: BTreeSet<IpNet> = expected.iter().filter(|vip| family_of(vip) == ipv4).copied().collect();
-        let holds = self.gateways[gateway].holds(pod, ipv4, &self.api.versions[self.api.newest()].vips);
-        if holds.as_ref() != Some(&of_family) {
-            return Some(format!("the gateway holds {holds:?} instead of {of_family:?}"));
-        }
-        let wire = self.pods[pod].wires.values().find(|wire| wire.remote == Some(remote))?;
-        let sent: BTreeSet<IpNet> = wire.sent.heard.keys().copied().collect();
-        (sent != of_family).then(|| format!("{sent:?} was announced instead of {of_family:?}"))
-    }
-
-    fn expected_routes(&self) -> BTreeMap<IpNet, BTreeSet<IpAddr>> {
-        let mut expected: BTreeMap<IpNet, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (number, gateway) in self.gateways.iter().enumerate() {
-            let defaults = [Family::Ipv4, Family::Ipv6].map(martlet_router::intent::default_prefix);
-            let routes = if self.api.model.is_static(number) { defaults.to_vec() } else { gateway.routes.clone() };
-            for route in routes.into_iter().filter(|route| self.api.model.families().contains(&family_of(route))) {
-                expected.entry(route).or_default().insert(gateway_address(number, family_of(&route)));
-            }
-        }
-        expected
-    }
-
-    /// Which kind of gateway there was.
-    pub fn note_topology(&mut self) {
-        for gateway in &self.gateways {
-            let kind = if matches!(gateway.brain, Some(Brain::Naive(_))) { "naive" } else { "our own" };
-            self.check.seen.insert(format!("gateway {kind}"));
-        }
-    }
-}
-
-fn is_learned(object: &Object) -> bool {
-    matches!(object, Object::Route(route) if route.table == 4096 && route.metric == 20)
 }

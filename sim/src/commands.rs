@@ -48,6 +48,11 @@ enum Verb {
         #[command(flatten)]
         how: How,
     },
+    /// Print a seed as a scenario: the begin of a "what if".
+    Script {
+        /// The seed.
+        seed: u64,
+    },
     /// Remove faults from a failing seed or scenario while it still fails; prints the scenario that is left.
     Shrink {
         /// The seed, or the file.
@@ -113,6 +118,10 @@ impl Command {
             Verb::Run { seeds, from, jobs, first } => Ok(run(seeds, from, jobs.max(1), first)),
             Verb::Replay { what, how } => replay(&what, &how),
             Verb::Shrink { what } => shrink(&what),
+            Verb::Script { seed } => {
+                print!("{}", serde_saphyr::to_string(&Script::draw(seed))?);
+                Ok(true)
+            }
             Verb::Seeds { file } => seeds(&file),
             Verb::Driven { seeds, from, events } => Ok(driven(seeds, from, events)),
             Verb::Mutants { only, seeds } => crate::mutants::run(&only, seeds),

@@ -35,6 +35,12 @@ pub struct Tap {
     pub heard: BTreeMap<IpNet, IpAddr>,
     /// Not BGP was seen: nothing more is read.
     pub spoiled: bool,
+    /// The identifier and the AS number of its OPEN.
+    pub open: Option<(Ipv4Addr, u32)>,
+    /// For how many seconds its OPEN asks that its routes are kept over a restart.
+    pub restart_s: u16,
+    /// A KEEPALIVE was seen.
+    pub confirmed: bool,
 }
 
 fn number(octets: &[u8]) -> usize {
@@ -88,13 +94,23 @@ impl Tap {
 
     fn message(&mut self, kind: u8, mut body: &[u8]) -> Option<Message> {
         match kind {
-            1 => open(body),
+            1 => {
+                let (message, identity) = open(body)?;
+                self.open = Some(identity);
+                if let Message::Open { restart_s, .. } = &message {
+                    self.restart_s = restart_s.unwrap_or_default();
+                }
+                Some(message)
+            }
             2 => self.update(body),
             3 => {
                 let codes = take(&mut body, 2)?;
                 Some(Message::Notification(codes[0], codes[1]))
             }
-            4 => Some(Message::Keepalive),
+            4 => {
+                self.confirmed = true;
+                Some(Message::Keepalive)
+            }
             5 => Some(Message::Refresh),
             _ => None,
         }
@@ -152,9 +168,11 @@ impl Tap {
     }
 }
 
-fn open(mut body: &[u8]) -> Option<Message> {
+fn open(mut body: &[u8]) -> Option<(Message, (Ipv4Addr, u32))> {
     let fixed = take(&mut body, 10)?;
     let hold_time_s = u16::try_from(number(&fixed[3..5])).ok()?;
+    let id = Ipv4Addr::from(<[u8; 4]>::try_from(&fixed[5..9]).ok()?);
+    let mut asn = u32::try_from(number(&fixed[1..3])).ok()?;
     let mut restart_s = None;
     while !body.is_empty() {
         let head = take(&mut body, 2)?;
@@ -163,12 +181,15 @@ fn open(mut body: &[u8]) -> Option<Message> {
             let head = take(&mut parameter, 2)?;
             let value = take(&mut parameter, usize::from(head[1]))?;
             // Without a family nothing is kept.
+            if head[0] == 65 {
+                asn = u32::try_from(number(value)).ok()?;
+            }
             if head[0] == 64 && value.len() > 2 {
                 restart_s = Some(u16::try_from(number(&value[..2]) & 0xfff).ok()?);
             }
         }
     }
-    Some(Message::Open { hold_time_s, restart_s })
+    Some((Message::Open { hold_time_s, restart_s }, (id, asn)))
 }
 
 fn octet(number: usize) -> u8 {
@@ -184,11 +205,12 @@ pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// An OPEN of this AS, for one family.
-pub fn open_message(asn: u32, hold_time_s: u16, id: Ipv4Addr, ipv4: bool) -> Vec<u8> {
+/// An OPEN of this AS, for one family, with ROUTE-REFRESH (enhanced) and these capabilities.
+pub fn open_message(asn: u32, hold_time_s: u16, id: Ipv4Addr, ipv4: bool, more: &[u8]) -> Vec<u8> {
     let short = u16::try_from(asn).unwrap_or(23456);
-    let mut capabilities = vec![1, 4, 0, if ipv4 { 1 } else { 2 }, 0, 1, 2, 0, 65, 4];
+    let mut capabilities = vec![1, 4, 0, if ipv4 { 1 } else { 2 }, 0, 1, 2, 0, 70, 0, 65, 4];
     capabilities.extend(asn.to_be_bytes());
+    capabilities.extend_from_slice(more);
     let mut body = vec![4];
     body.extend(short.to_be_bytes());
     body.extend(hold_time_s.to_be_bytes());
@@ -267,7 +289,7 @@ mod tests {
     #[test]
     fn what_is_announced_is_heard_until_it_is_withdrawn_however_it_is_cut() {
         let (four, six): (IpNet, IpNet) = ("20.0.0.1/32".parse().unwrap(), "2000::1/128".parse().unwrap());
-        let mut stream = open_message(65_001, 3, Ipv4Addr::LOCALHOST, true);
+        let mut stream = open_message(65_001, 3, Ipv4Addr::LOCALHOST, true, &[]);
         stream.extend(announce(65_001, &four, "10.0.0.1".parse().unwrap()));
         stream.extend(announce(65_001, &six, "fd00::1".parse().unwrap()));
         stream.extend(end_of_rib(false));
@@ -276,6 +298,7 @@ mod tests {
         let open = Message::Open { hold_time_s: 3, restart_s: None };
         assert_eq!(messages, [open, Message::Update, Message::Update, Message::EndOfRib { ipv4: false }]);
         assert_eq!(tap.heard.len(), 2);
+        assert_eq!((tap.open, tap.confirmed, tap.restart_s), (Some((Ipv4Addr::LOCALHOST, 65_001)), false, 0));
         tap.feed(&withdraw(&four));
         tap.feed(&withdraw(&six));
         assert!(tap.heard.is_empty());

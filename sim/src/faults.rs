@@ -127,35 +127,93 @@ faults! {
     MalformedBfd = "malformed-bfd",
     /// The gateway's routes come and go.
     RouteFlap = "route-flap",
+    /// The gateway no longer announces its own prefix, or does again: for good.
+    RouteGone = "route-gone",
+    /// A naive gateway announces a prefix whose next hop is not on the link.
+    OffLinkHop = "off-link-hop",
+    /// The router process dies, and what it put into the kernel is lost with it. It starts again at the end.
+    RouterClean = "router-clean",
+    /// The gateway's process dies and forwards on; where the topology says `graceful` it tells so (RFC 4724).
+    GatewayGraceful = "gateway-graceful",
+    /// The operator resets the sessions between both (even `amount`), or asks for the routes again.
+    OperatorReset = "operator-reset",
 }
 
-/// The fields that a [`What::ConfigChange`] can change.
-pub const CONFIG_FIELDS: u64 = 16;
+/// The fields that a [`What::ConfigChange`] can change: see `objects`.
+pub const CONFIG_FIELDS: u64 = 46;
 
-/// Draws a list of faults for a run: `count` of them within `span_ms`.
+/// What makes the worst of each other: while the first lasts, the second comes and goes, at the same pod and gateway.
+const PAIRS: &[(What, What)] = &[
+    (What::GatewayLoss, What::RouterCrash),
+    (What::GatewayCrash, What::RouterCrash),
+    (What::GatewayGraceful, What::RouterCrash),
+    (What::GatewayGraceful, What::Loss),
+    (What::GatewayGraceful, What::Partition),
+    (What::RouterCrash, What::VipChange),
+    (What::RouterCrash, What::RouteGone),
+    (What::RouterCrash, What::ConfigChange),
+    (What::RouterCrash, What::LbCrash),
+    (What::RouterStop, What::RouterCrash),
+    (What::Partition, What::Reset),
+    (What::Partition, What::HalfOpen),
+    (What::Delay, What::Reset),
+    (What::Delay, What::OperatorReset),
+    (What::LinkDown, What::ConfigChange),
+    (What::ApiOutage, What::RouterCrash),
+    (What::StaleObjects, What::RouterCrash),
+    (What::KernelRefusal, What::VipChange),
+    (What::NetlinkOverrun, What::RouteFlap),
+    (What::EndpointStorm, What::LbHang),
+    (What::SlowReader, What::EndpointFlap),
+    (What::ConfigChange, What::ConfigChange),
+    (What::ConfigChange, What::MalformedBgp),
+];
+
+/// Draws a list of faults for a run: `count` of them within `span_ms`, and sometimes a pair that lies inside one another.
 pub fn draw(dice: &mut Dice, count: u64, span_ms: u64) -> Vec<Fault> {
     let mut faults = Vec::new();
     let kinds = u64::try_from(What::ALL.len()).unwrap_or(1);
     for _ in 0..count {
-        let kind = usize::try_from(dice.below(kinds)).unwrap_or_default();
-        let what = What::ALL[kind];
+        // Bad messages come in so many kinds that they get a larger share.
+        let kind = usize::try_from(dice.below(kinds + 3)).unwrap_or_default();
+        let what = What::ALL.get(kind).copied().unwrap_or(What::MalformedBgp);
         let at_ms = 500 + dice.below(span_ms);
-        let for_ms = match dice.below(4) {
-            0 => 1 + dice.below(100),
-            1 => 100 + dice.below(900),
+        let for_ms = match dice.below(8) {
+            0 | 1 => 1 + dice.below(100),
+            2 | 3 => 100 + dice.below(900),
+            4 => 8000 + dice.below(10_000),
             _ => 1000 + dice.below(7000),
         };
-        let mut small = |bound: u64| usize::try_from(dice.below(bound)).unwrap_or_default();
-        let (pod, gateway) = (small(12), small(12));
-        let amount = match what {
-            What::Delay | What::Jitter => 1 + dice.below(300),
-            What::Loss | What::Duplication | What::Reordering => 1 + dice.below(90),
-            What::ClockDrift => dice.below(10_000),
-            What::ForeignDelete => 1 + dice.below(4),
-            _ => dice.below(1000),
-        };
-        faults.push(Fault { at_ms, for_ms, pod, gateway, amount, what });
+        faults.push(one(dice, what, at_ms, for_ms));
+    }
+    if dice.chance(2, 5) {
+        let pair = usize::try_from(dice.below(u64::try_from(PAIRS.len()).unwrap_or(1))).unwrap_or_default();
+        let (outer, inner) = PAIRS[pair];
+        let at_ms = 1000 + dice.below(span_ms / 2);
+        let for_ms = 1000 + dice.below(15_000);
+        let first = one(dice, outer, at_ms, for_ms);
+        let begin = at_ms + dice.below(for_ms);
+        let length = 50 + dice.below(3000);
+        let second = Fault { pod: first.pod, gateway: first.gateway, ..one(dice, inner, begin, length) };
+        if matches!(outer, What::GatewayLoss | What::GatewayCrash) {
+            // All of them: nobody is left to tell what was known.
+            faults.extend((1..3).map(|more| Fault { gateway: first.gateway + more, ..first.clone() }));
+        }
+        faults.extend([first, second]);
     }
     faults.sort_by_key(|fault| (fault.at_ms, fault.what));
     faults
+}
+
+fn one(dice: &mut Dice, what: What, at_ms: u64, for_ms: u64) -> Fault {
+    let mut small = |bound: u64| usize::try_from(dice.below(bound)).unwrap_or_default();
+    let (pod, gateway) = (small(12), small(12));
+    let amount = match what {
+        What::Delay | What::Jitter => 1 + dice.below(300),
+        What::Loss | What::Duplication | What::Reordering => 1 + dice.below(90),
+        What::ClockDrift => dice.below(10_000),
+        What::ForeignDelete => 1 + dice.below(4),
+        _ => dice.below(1000),
+    };
+    Fault { at_ms, for_ms, pod, gateway, amount, what }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use martlet_bfd::{SessionConfig, SessionId, Sessions};
-use martlet_bgp::{Bfd, Export, Family, HoldTime, Input, Local, NeighborConfig, NeighborId, Speaker};
+use martlet_bgp::{Bfd, Export, Family, GracefulRestart, HoldTime, Input, Local, NeighborConfig, NeighborId};
+use martlet_bgp::{NeighborState, Speaker};
 use martlet_clock::Instant;
 
 use crate::objects::{LOCAL_AS, asn, gateway_address, pod_address};
-use crate::peer::Peer;
+use crate::peer::{Peer, RESTART_S};
 use crate::pod::Wire;
 use crate::script::Topology;
 
@@ -47,6 +48,10 @@ pub struct Gateway {
     pub deaf: usize,
     /// What it announces.
     pub routes: Vec<IpNet>,
+    /// It has kept forwarding over its restart.
+    pub kept: bool,
+    /// Our speaker's neighbours, and the state that each was seen in.
+    pub states: Vec<(NeighborId, NeighborState)>,
 }
 
 /// The name of a pod at a gateway.
@@ -91,6 +96,8 @@ impl Gateway {
             tickets: BTreeMap::new(),
             deaf: 0,
             routes: routes(gateway),
+            kept: false,
+            states: Vec::new(),
         }
     }
 
@@ -111,12 +118,18 @@ impl Gateway {
         self.bfd = Sessions::new(seed ^ 0x0b0f_00d0);
         let sessions = bfd_sessions(topology, is_static);
         self.bfd.handle(now, martlet_bfd::Input::SetSessions(&sessions));
+        let kept = std::mem::take(&mut self.kept);
+        self.states.clear();
         if naive {
             let address = [gateway_address(gateway, false), gateway_address(gateway, true)];
-            self.brain = Some(Brain::Naive(Peer::new(asn(gateway), id, address, self.routes.clone())));
+            // Above our identifiers, and below them.
+            let id = if gateway.is_multiple_of(2) { id } else { Ipv4Addr::new(9, 0, 0, 1) };
+            let mut peer = Peer::new(asn(gateway), id, address, self.routes.clone());
+            peer.graceful = topology.graceful.then_some(kept);
+            self.brain = Some(Brain::Naive(peer));
             return;
         }
-        let local = Local { router_id: id, forwarding_preserved: false };
+        let local = Local { router_id: id, forwarding_preserved: kept };
         let mut speaker = Speaker::new(local, seed);
         let families: &[bool] = if topology.ipv6 { &[true, false] } else { &[true] };
         let mut neighbors = BTreeMap::new();
@@ -130,12 +143,17 @@ impl Gateway {
                     bfd: if topology.bfd { Bfd::Loose } else { Bfd::Off },
                     connect_retry: Duration::from_millis(if gateway.is_multiple_of(2) { 200 } else { 1000 }),
                     export: Export::default(),
+                    graceful_restart: GracefulRestart {
+                        restarting: topology.graceful,
+                        restart_time_s: RESTART_S.into(),
+                    },
                     ..base
                 };
                 neighbors.insert(NeighborId::new(&pod_name(pod, *ipv4)), config);
             }
         }
         let announced: BTreeSet<IpNet> = self.routes.iter().copied().collect();
+        self.states = neighbors.keys().map(|id| (id.clone(), NeighborState::Idle)).collect();
         speaker.handle(now, Input::SetNeighbors(&neighbors));
         speaker.handle(now, Input::SetAnnounced(&announced));
         self.brain = Some(Brain::Ours(Box::new(speaker)));

@@ -10,6 +10,8 @@ use martlet_clock::Dice;
 
 /// Octets that may be under way in one direction of a stream before the sender has to wait.
 pub const WINDOW: usize = 16 * 1024;
+/// ..towards one that does not read.
+pub const SMALL_WINDOW: usize = 1024;
 
 /// Who.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +97,8 @@ pub struct Stream {
     pub ends: [End; 2],
     /// From the first to the second, and back.
     pub directions: [Direction; 2],
+    /// One end signs its segments, the other does not: each drops what the other says.
+    pub muted: bool,
 }
 
 impl Stream {
@@ -103,9 +107,9 @@ impl Stream {
         !self.ends[0].open && !self.ends[1].open
     }
 
-    /// How many octets `side` may send now.
-    pub fn room(&self, side: usize) -> usize {
-        WINDOW.saturating_sub(self.directions[side].octets)
+    /// How many octets `side` may send now into a window of this size.
+    pub fn room(&self, side: usize, window: usize) -> usize {
+        window.saturating_sub(self.directions[side].octets)
     }
 
     /// Puts `segment` on its way; when it arrives.

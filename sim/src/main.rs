@@ -4,6 +4,7 @@
 //! `shrink` removes faults while the failure stays; a scenario is the same thing written by a human (`docs/simulation.md`).
 
 mod act;
+mod ask;
 mod check;
 mod commands;
 mod decode;

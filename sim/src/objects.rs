@@ -133,8 +133,10 @@ impl Api {
         let texts = self.model.texts();
         self.shelf.put(texts.into_iter().map(|(name, text)| (name, Ok(text))).collect());
         let view = accept::view(self.shelf.objects(), &ObjectName::new("default", GATEWAY));
-        let vips = self.model.all_vips();
-        let served = self.model.endpoints.iter().any(|endpoint| endpoint.present && endpoint.ready);
+        let vips = if self.model.any(38) { BTreeSet::new() } else { self.model.all_vips() };
+        let served = self.model.endpoints.iter().any(|endpoint| endpoint.present && endpoint.ready)
+            && !self.model.any(41)
+            && !self.model.any(43);
         let ready = if served { vips.clone() } else { BTreeSet::new() };
         self.versions.push(Version { view: Rc::new(view), ready: Rc::new(ready), vips: Rc::new(vips) });
     }
@@ -159,6 +161,11 @@ impl Model {
         self.changed.get(&(field, gateway)).is_some_and(|count| *count > 0)
     }
 
+    /// Whether a field that belongs to no gateway is changed.
+    fn any(&self, field: u64) -> bool {
+        self.changed.iter().any(|((one, _), count)| *one == field && *count > 0)
+    }
+
     /// Whether BFD supervises a gateway.
     pub fn bfd(&self, gateway: usize) -> bool {
         (self.topology.bfd && !self.changed(11, gateway)) || self.is_static(gateway)
@@ -170,8 +177,11 @@ impl Model {
     }
 
     fn texts(&self) -> BTreeMap<String, String> {
+        let service = if self.any(41) { SERVICE_YAML.replace("sllb-a", "elsewhere") } else { SERVICE_YAML.to_owned() };
+        let gateway = if self.any(38) { String::new() } else { GATEWAY_YAML.to_owned() };
         let mut texts = BTreeMap::from([
-            ("gateway.yaml".to_owned(), GATEWAY_YAML.to_owned()),
+            ("gateway.yaml".to_owned(), gateway),
+            ("service.yaml".to_owned(), service),
             ("routers.yaml".to_owned(), self.routers()),
             ("routes.yaml".to_owned(), self.routes()),
             ("slices.yaml".to_owned(), self.slices()),
@@ -205,43 +215,68 @@ impl Model {
     fn router(&self, text: &mut String, gateway: usize, ipv4: bool) {
         let is = |field: u64| self.changed(field, gateway);
         text.push_str(&router_head(&name(gateway, ipv4)));
-        let address = gateway_address(gateway, ipv4);
+        let elsewhere = if is(32) { 90 } else { 0 };
+        let address = gateway_address(gateway + elsewhere, ipv4);
         let _ = writeln!(text, "  address: \"{address}\"");
-        let strict = if is(15) { ", strict: true" } else { "" };
-        let (tx, multiplier) = if is(12) { (200, 4) } else { (300, 3) };
-        let bfd = format!("{{switch: true, minTx: {tx}ms, minRx: {tx}ms, multiplier: {multiplier}");
-        if self.is_static(gateway) {
-            let _ = writeln!(text, "  static: {{bfd: {bfd}}}}}");
+        for (field, line) in [(33, "  interface: nosuch0\n"), (34, "  description: \"the other one\"\n")] {
+            text.push_str(if is(field) { line } else { "" });
+        }
+        let bfd = self.bfd_profile(gateway);
+        if self.is_static(gateway) || is(36) {
+            let _ = writeln!(text, "  static: {{bfd: {bfd}}}");
             return;
         }
+        text.push_str(if is(35) { "  protocol: BGP\n" } else { "" });
         let hold = if is(0) { 9 } else { self.topology.hold_time_s };
+        let ours = if is(16) { 8104 } else { LOCAL_AS };
         let remote = if is(13) { 64_999 } else { asn(gateway) };
-        let _ = writeln!(text, "  bgp:\n    localASN: {LOCAL_AS}\n    remoteASN: {remote}\n    holdTime: {hold}s");
-        let lines = [
-            (1, "    passive: true\n"),
-            (2, "    connectRetry: 500ms\n"),
-            (3, "    communities: [\"65000:100\", no-export]\n    largeCommunities: [\"4248829953:1:2\"]\n"),
-            (4, "    med: 10\n"),
-            (5, "    prepend: 2\n"),
-            (6, "    import:\n      defaultOnly: true\n"),
-            (7, "    maximumPrefixes:\n      limit: 100\n      warningPercent: 1\n      restartAfter: 1s\n"),
-            (8, "    gracefulRestart:\n      restartTime: 20s\n"),
-            (9, "    maximumPrefixes:\n      limit: 1\n      restartAfter: 1s\n"),
-            (10, "    shutdown:\n      switch: true\n      message: Maintenance\n"),
-        ];
-        for (_, line) in lines.iter().filter(|(field, _)| is(*field) && !(*field == 7 && is(9))) {
+        let _ = writeln!(text, "  bgp:\n    localASN: {ours}\n    remoteASN: {remote}\n    holdTime: {hold}s");
+        let yields = |field: u64| GIVES_WAY.iter().any(|(one, other)| *one == field && is(*other));
+        for (_, line) in BGP_LINES.iter().filter(|(field, _)| is(*field) && !yields(*field)) {
             text.push_str(line);
         }
-        if self.bfd(gateway) {
-            let _ = writeln!(text, "    bfd: {bfd}{strict}}}");
+        if is(27) {
+            let _ = writeln!(text, "    sourceAddress: \"{}\"", pod_address(0, ipv4));
         }
+        if is(30) && !is(6) {
+            let all = if ipv4 { "0.0.0.0/0" } else { "::/0" };
+            let _ = writeln!(text, "    import:\n      prefixes: [{{prefix: \"{all}\", maxLength: 0}}]");
+        }
+        if self.bfd(gateway) {
+            let _ = writeln!(text, "    bfd: {bfd}");
+        }
+    }
+
+    fn bfd_profile(&self, gateway: usize) -> String {
+        let is = |field: u64| self.changed(field, gateway);
+        let pick = |slow: u64| if is(slow) { 1000 } else if is(12) { 200 } else { 300 };
+        let multiplier = if is(45) { 5 } else if is(12) { 4 } else { 3 };
+        let mut profile =
+            format!("{{switch: true, minTx: {}ms, minRx: {}ms, multiplier: {multiplier}", pick(19), pick(20));
+        let lines = [
+            (15, ", strict: true"),
+            (21, ", echo: 100ms"),
+            (23, ", multihop: {ttl: 2}"),
+            (37, ", authentication: {type: KeyedSHA1, keyID: 1, keySource: keys, keyName: one}"),
+        ];
+        for (_, line) in lines.iter().filter(|(field, _)| is(*field)) {
+            profile.push_str(line);
+        }
+        profile + "}"
     }
 
     fn routes(&self) -> String {
         let routes = self.families().iter().flat_map(|ipv4| {
             self.vips.iter().map(move |number| {
                 let family = if *ipv4 { 4 } else { 6 };
-                route(&format!("vip{number}-v{family}"), &vip(*number, *ipv4).to_string(), 10)
+                let mut text = route(&format!("vip{number}-v{family}"), &vip(*number, *ipv4).to_string(), 10);
+                if self.any(39) {
+                    text = text.replace("protocols: [TCP]", "protocols: [UDP, SCTP]\n  destinationPorts: [\"80-90\"]");
+                }
+                if self.any(40) {
+                    text.push_str(if *ipv4 { "  sourceCIDRs: [192.0.2.0/24]\n" } else { "  sourceCIDRs: [\"2001:db8::/32\"]\n" });
+                }
+                if self.any(43) { text.replace("service-a", "service-x") } else { text }
             })
         });
         routes.collect()
@@ -259,17 +294,15 @@ impl Model {
             let mut any = false;
             for (number, endpoint) in self.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.present) {
                 any = true;
-                let address = if *ipv4 {
-                    format!("169.111.100.{}", 11 + number)
-                } else {
-                    format!("fd00:111:100::{}", 11 + number)
-                };
+                let host = if self.any(44) { 51 } else { 11 } + number;
+                let address =
+                    if *ipv4 { format!("169.111.100.{host}") } else { format!("fd00:111:100::{host}") };
                 let _ = write!(
                     text,
                     "- addresses: [\"{address}\"]\n  conditions: {{ready: {}}}\n  targetRef: {{kind: Pod, name: \
                      app-{number}}}\n  zone: \"{}\"\n",
                     endpoint.ready,
-                    1 + number
+                    if self.any(42) { 20 } else { 1 } + number
                 );
             }
             if !any {
@@ -280,6 +313,32 @@ impl Model {
     }
 }
 
+/// What the fields of a BGP section become: the rest is made in [`Model::router`].
+const BGP_LINES: &[(u64, &str)] = &[
+    (1, "    passive: true\n"),
+    (2, "    connectRetry: 500ms\n"),
+    (3, "    communities: [\"65000:100\", no-export]\n    largeCommunities: [\"4248829953:1:2\"]\n"),
+    (4, "    med: 10\n"),
+    (5, "    prepend: 2\n"),
+    (6, "    import:\n      defaultOnly: true\n"),
+    (7, "    maximumPrefixes:\n      limit: 100\n      warningPercent: 1\n      restartAfter: 1s\n"),
+    (8, "    gracefulRestart:\n      restartTime: 20s\n"),
+    (9, "    maximumPrefixes:\n      limit: 1\n      restartAfter: 1s\n"),
+    (10, "    shutdown:\n      switch: true\n      message: Maintenance\n"),
+    (17, "    localPort: 10180\n"),
+    (18, "    remotePort: 10180\n"),
+    (22, "    multihop: {ttl: 64}\n"),
+    (24, "    auth: {keySource: keys, keyName: one}\n"),
+    (25, "    tcpAo: {sendID: 1, receiveID: 1, keySource: keys, keyName: one}\n"),
+    (26, "    ttlSecurity: true\n"),
+    (28, "    families: [IPv4, IPv6]\n"),
+    (29, "    localPreference: 200\n"),
+    (31, "    role: customer\n"),
+];
+
+/// Fields that give way to another one.
+const GIVES_WAY: [(u64, u64); 3] = [(7, 9), (25, 24), (26, 22)];
+
 const GATEWAY_YAML: &str = "apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata:
@@ -287,14 +346,20 @@ metadata:
 spec:
   gatewayClassName: meridio-experiment/stateless-load-balancer
   listeners: []
----
-apiVersion: v1
+";
+
+const SERVICE_YAML: &str = "apiVersion: v1
 kind: Service
 metadata:
   name: service-a
   labels: {service.kubernetes.io/service-proxy-name: sllb-a}
 spec:
   clusterIP: None
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: keys}
+data: {one: c2VjcmV0}
 ";
 
 fn router_head(name: &str) -> String {
@@ -330,8 +395,11 @@ mod tests {
             api.model.changed = [((field, 0), 1)].into();
             api.publish();
             let view = &api.versions[api.newest()].view;
-            assert!(view.conditions.iter().all(|condition| condition.status), "{field}: {:#?}", view.conditions);
-            assert_ne!(view.routers, first.routers, "field {field} does nothing");
+            // A Gateway that is gone and a backend that is not there are told, of course; `protocol` says what was clear.
+            let told = [38, 41, 43].contains(&field);
+            let good = view.conditions.iter().all(|condition| condition.status);
+            assert!(good != told, "{field}: {:#?}", view.conditions);
+            assert!(*view != first || field == 35, "field {field} does nothing");
         }
         api.model.changed.clear();
         for kind in 0..6 {

@@ -13,6 +13,8 @@ use crate::decode::{self, Message, Tap};
 use crate::link::Node;
 
 const SECOND: u64 = 1_000_000_000;
+/// How long its routes are to be kept over a restart, if it asks for that.
+pub const RESTART_S: u8 = 6;
 
 /// What it wants done.
 #[derive(Debug)]
@@ -53,19 +55,27 @@ pub struct Peer {
     pub wants: Vec<Want>,
     /// Which of the OPENs that no good peer sends it sends.
     pub rude: Option<u64>,
+    /// It asks for graceful restart; whether it says that it has kept forwarding.
+    pub graceful: Option<bool>,
 }
 
 impl Peer {
     /// A peer that nobody has talked to. Its addresses: of IPv6, of IPv4.
     pub fn new(asn: u32, id: Ipv4Addr, address: [IpAddr; 2], routes: Vec<IpNet>) -> Self {
-        Self { asn, id, address, routes, talks: BTreeMap::new(), alone: BTreeMap::new(), wants: Vec::new(), rude: None }
+        let (talks, alone) = (BTreeMap::new(), BTreeMap::new());
+        Self { asn, id, address, routes, talks, alone, wants: Vec::new(), rude: None, graceful: None }
     }
 
     /// A connection is there.
     pub fn connected(&mut self, now: u64, stream: usize, from: Node, ipv4: bool) {
         let Node::Pod(pod) = from else { return };
+        let restart = self.graceful.map(|kept| {
+            // RFC 4724 section 3: the R bit, the time, a family with the F bit.
+            let (first, forwards) = if kept { (0x80, 0x80) } else { (0, 0) };
+            vec![64, 6, first, RESTART_S, 0, if ipv4 { 1 } else { 2 }, 1, forwards]
+        });
         let open = match self.rude {
-            None => decode::open_message(self.asn, 3, self.id, ipv4),
+            None => decode::open_message(self.asn, 3, self.id, ipv4, &restart.unwrap_or_default()),
             Some(kind) => rude_open(kind, self.asn, self.id, ipv4),
         };
         let talk = Talk {
@@ -165,10 +175,24 @@ impl Peer {
         of.next().map(|talk| &talk.heard.heard)
     }
 
-    /// Time passes: keepalives, hold timers, connects to pods that do not connect to us.
-    pub fn tick(&mut self, now: u64, pods: usize, families: &[bool]) {
+    /// Announces a prefix by way of an address that nobody can reach, or withdraws it.
+    pub fn off_link(&mut self, begins: bool) {
+        for (stream, talk) in self.talks.iter().filter(|(_, talk)| talk.established) {
+            let (prefix, hop) = if talk.ipv4 { ("40.0.0.0/16", "192.0.2.1") } else { ("2a00::/16", "2001:db8::1") };
+            let (Ok(prefix), Ok(hop)) = (prefix.parse(), hop.parse()) else { return };
+            let octets = if begins { decode::announce(self.asn, &prefix, hop) } else { decode::withdraw(&prefix) };
+            self.wants.push(Want::Send(*stream, octets));
+        }
+    }
+
+    /// Time passes: keepalives, hold timers, connects to pods that do not connect to us. One that does not read does not
+    /// know that it hears nothing.
+    pub fn tick(&mut self, now: u64, pods: usize, families: &[bool], deaf: bool) {
         let mut dead = Vec::new();
         for (stream, talk) in &mut self.talks {
+            if deaf {
+                talk.heard_at = now;
+            }
             if now >= talk.heard_at + talk.hold_s * SECOND {
                 dead.push((*stream, talk.opened));
             } else if talk.opened && now >= talk.said_at + SECOND {
@@ -198,21 +222,39 @@ impl Peer {
 }
 
 /// How many kinds of [`nonsense`] there are; from there on it is [`rude_open`].
-pub const NONSENSE: u64 = 18;
+pub const NONSENSE: u64 = 21;
+/// How many kinds of [`rude_open`] there are.
+pub const RUDE: u64 = 9;
 
 /// An OPEN that no good peer sends.
 fn rude_open(kind: u64, asn: u32, id: Ipv4Addr, ipv4: bool) -> Vec<u8> {
-    let mut open = decode::open_message(asn, 3, id, ipv4);
-    let (place, octets): (usize, &[u8]) = match kind % 6 {
+    // The other role than any that fits ours (RFC 9234): it counts where one is configured.
+    let role: &[u8] = if kind % RUDE == 8 { &[9, 1, 3] } else { &[] };
+    let mut open = decode::open_message(asn, 3, id, ipv4, role);
+    let (place, octets): (usize, &[u8]) = match kind % RUDE {
         0 => (19, &[3]),
         1 => (20, &[0xfd, 0xe8]),
         2 => (22, &[0, 1]),
         3 => (24, &[0, 0, 0, 0]),
         4 => (29, &[9]),
-        _ => return decode::message(4, &[]),
+        // A family that is neither.
+        5 => (33, &[0, 25]),
+        // An UPDATE where a KEEPALIVE is awaited.
+        6 => {
+            open.extend(decode::update(&[], &[], &[]));
+            (19, &[4])
+        }
+        7 => return decode::message(4, &[]),
+        _ => (19, &[4]),
     };
     for (there, octet) in open.iter_mut().skip(place).zip(octets) {
         *there = *octet;
+    }
+    // Another AS number stands in the capability, too.
+    if kind % RUDE == 1
+        && let Some(at) = open.windows(2).position(|pair| pair == [65, 4])
+    {
+        open.splice(at + 2..at + 6, [0, 0, 0xfd, 0xe8]);
     }
     open
 }
@@ -230,7 +272,7 @@ fn nonsense(kind: u64, asn: u32, id: Ipv4Addr, dice: &mut Dice) -> Vec<u8> {
         }
         2 => decode::message(9, &[]),
         3 => decode::message(4, &[0]),
-        4 => decode::open_message(asn, 3, id, true),
+        4 => decode::open_message(asn, 3, id, true, &[]),
         5 => decode::message(3, &[6, u8::try_from(dice.below(11)).unwrap_or_default()]),
         6 => decode::message(3, &[u8::try_from(dice.below(8)).unwrap_or_default(), 0]),
         7 => decode::message(2, &[0, 9, 0, 0]),
@@ -242,6 +284,11 @@ fn nonsense(kind: u64, asn: u32, id: Ipv4Addr, dice: &mut Dice) -> Vec<u8> {
         13 => decode::update(&[], &decode::basics(asn), &[8, 30]),
         14 => decode::message(5, &[0, 1, 9, 1]),
         15 => decode::message(5, &[0]),
+        // The begin of an enhanced refresh (RFC 7313) that is too long.
+        18 => decode::message(5, &[0, 1, 1, 1, 0]),
+        // AS_PATH too long for its attribute, NEXT_HOP of a wrong length.
+        19 => decode::update(&[], &[0x40, 1, 1, 0, 0x40, 2, 4, 2, 9, 0, 0, 0x40, 3, 4, 1, 1, 1, 1], &[0]),
+        20 => decode::update(&[], &[0x40, 1, 1, 0, 0x40, 2, 0, 0x40, 3, 3, 1, 1, 1], &[0]),
         16 => (0..dice.below(60)).map(|_| u8::try_from(dice.below(256)).unwrap_or_default()).collect(),
         _ => {
             let place = usize::try_from(19 + dice.below(20)).unwrap_or_default();

@@ -19,7 +19,7 @@ use martlet_lb::maglev::Size;
 use martlet_lb::ready::{Facts, readiness};
 use martlet_lb::targets::{Marks, Settings as LbSettings, Targets, targets};
 use martlet_netlink::Link;
-use martlet_router::core::{Config, Router};
+use martlet_router::core::{Config, Listeners, Router};
 use martlet_router::gate::Lb;
 use martlet_router::intent::{Identity, Settings};
 
@@ -160,8 +160,8 @@ pub struct Pod {
     pub wires: BTreeMap<u64, Wire>,
     /// Incoming ones that are not judged.
     pub tickets: BTreeMap<u64, (usize, usize)>,
-    /// Whether it listens, of IPv6 and of IPv4.
-    pub listens: [bool; 2],
+    /// Where it listens.
+    pub listeners: Listeners,
     /// The load balancer.
     pub lb: Balancer,
     /// The version of the objects that the router has.
@@ -190,6 +190,21 @@ pub struct Pod {
     pub dirty: bool,
     /// Timeouts in a row at one instant.
     pub spins: (u64, u32),
+    /// What gateways told whose sessions ended and who asked that it is kept (RFC 4724): gateway and family.
+    pub kept: BTreeMap<(usize, bool), Kept>,
+    /// How many learned routes its first dump showed; `None`: there was none yet.
+    pub dumped: Option<usize>,
+    /// How many it said that it has adopted.
+    pub took: usize,
+}
+
+/// Routes that may outlive their session.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Until then, if there is no new session.
+    pub until: u64,
+    /// With their next hops.
+    pub heard: BTreeMap<IpNet, IpAddr>,
 }
 
 /// The process options of a router.
@@ -246,7 +261,7 @@ impl Pod {
             wake: None,
             wires: BTreeMap::new(),
             tickets: BTreeMap::new(),
-            listens: [false; 2],
+            listeners: Listeners::new(),
             lb: Balancer::default(),
             version: None,
             said: Lb::unknown(),
@@ -261,6 +276,9 @@ impl Pod {
             bad_since: BTreeMap::new(),
             dirty: false,
             spins: (0, 0),
+            kept: BTreeMap::new(),
+            dumped: None,
+            took: 0,
         }
     }
 
@@ -270,7 +288,10 @@ impl Pod {
         self.epoch += 1;
         self.wires.clear();
         self.tickets.clear();
-        self.listens = [false; 2];
+        self.listeners.clear();
+        self.kept.clear();
+        self.dumped = None;
+        self.took = 0;
         self.version = None;
         self.said = Lb::unknown();
         self.told_bfd.clear();

@@ -17,6 +17,9 @@ pub struct Script {
     /// What goes wrong.
     #[serde(default)]
     pub faults: Vec<Fault>,
+    /// What must be seen in the run, in the words of the coverage (`notification sent 6/10`, `adoption`, ..).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expect: Vec<String>,
 }
 
 /// Who is there.
@@ -51,6 +54,9 @@ pub struct Topology {
     /// Seconds.
     #[serde(default = "three")]
     pub hold_time_s: u16,
+    /// The gateways ask for graceful restart (RFC 4724).
+    #[serde(default)]
+    pub graceful: bool,
 }
 
 const fn yes() -> bool {
@@ -82,9 +88,10 @@ impl Script {
             ecmp: dice.chance(2, 3),
             r#static: gateways > 1 && dice.chance(1, 6),
             hold_time_s: if dice.chance(3, 4) { 3 } else { 9 },
+            graceful: dice.chance(1, 3),
         };
         let count = 1 + dice.below(8);
         let faults = faults::draw(&mut dice, count, 14_000);
-        Self { seed, topology, faults }
+        Self { seed, topology, faults, expect: Vec::new() }
     }
 }

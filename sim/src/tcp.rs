@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use martlet_bgp::{CloseReason, ConnectionId, Endpoints, Input as BgpInput, NeighborId, Ticket};
 use martlet_router::core::{Incoming, Input};
 
+use crate::decode::Message;
 use crate::gateway::{Brain, Gateway, pod_name};
-use crate::link::{End, Node, Segment, Stream};
+use crate::link::{End, Node, SMALL_WINDOW, Segment, Stream, WINDOW};
 use crate::objects::{gateway_address, pod_address};
-use crate::pod::Wire;
+use crate::pod::{Kept, Wire};
 use crate::world::{Event, MS, World};
 
 /// The port that all listen on.
-const PORT: u16 = 10179;
+pub const PORT: u16 = 10179;
+/// How long before a kernel says that nobody listens there, or that it cannot connect like that.
+const REFUSAL_NS: u64 = 200_000;
 
 fn key(number: usize) -> u64 {
     u64::try_from(number).unwrap_or_default()
@@ -62,6 +65,35 @@ impl World {
         }
     }
 
+    /// A process connects in a way that its kernel refuses, or the other one.
+    pub fn connect_in_vain(&mut self, from: Node, id: u64) {
+        let Some(epoch) = self.epoch(from) else { return };
+        self.wires(from).insert(id, Wire::default());
+        self.at(self.now + REFUSAL_NS, Event::SynAnswer(from, epoch, id, None));
+    }
+
+    /// From now on one end signs what it says (RFC 2385), or no longer.
+    pub fn rekey(&mut self, node: Node, id: u64, signs: bool) {
+        let stream = self.wires(node).get(&id).and_then(|wire| wire.stream);
+        if let Some(stream) = stream.and_then(|(number, _)| self.streams.get_mut(&number)) {
+            stream.muted = signs;
+            self.poke_streams();
+        }
+    }
+
+    /// A connection is gone that a pod had: what was told on it may have to be kept (RFC 4724 section 4.2).
+    fn remember(&mut self, node: Node, wire: &Wire) {
+        let Some(Node::Gateway(gateway)) = wire.remote.and_then(|remote| self.node_at(remote)) else { return };
+        let Node::Pod(pod) = node else { return };
+        let heard = wire.received.heard.clone();
+        if wire.received.restart_s > 0 && !heard.is_empty() {
+            // The pod's clock may be wrong by half a percent.
+            let until = self.now + u64::from(wire.received.restart_s) * 1010 * MS + 100 * MS;
+            let ipv4 = wire.remote.is_some_and(|remote| remote.is_ipv4());
+            self.pods[pod].kept.insert((gateway, ipv4), Kept { until, heard });
+        }
+    }
+
     /// A connect arrives.
     pub fn syn(&mut self, from: Node, epoch: u64, id: u64, to: Node, ipv4: bool) {
         let (there, back) = (self.path(from, to), self.path(to, from));
@@ -70,7 +102,17 @@ impl World {
         }
         let answer = self.now + back.travel(&mut self.dice);
         let listens = match to {
-            Node::Pod(pod) => self.pods[pod].listens[usize::from(ipv4)],
+            Node::Pod(pod) => {
+                let family = if ipv4 { martlet_bgp::Family::Ipv4 } else { martlet_bgp::Family::Ipv6 };
+                let mut there =
+                    self.pods[pod].listeners.iter().filter(|(one, _)| one.family == family && one.port == PORT);
+                let caller = Self::address(from, ipv4, PORT).ip();
+                match there.next().map(|(_, callers)| callers.get(&caller).is_some_and(|caller| caller.key.is_some())) {
+                    // Its kernel drops what is not signed.
+                    Some(true) => return,
+                    listens => listens.is_some(),
+                }
+            }
             Node::Gateway(gateway) if !self.gateways[gateway].host => return,
             Node::Gateway(_) => true,
         };
@@ -85,7 +127,7 @@ impl World {
         let port = 20_000 + u16::try_from(number % 40_000).unwrap_or_default();
         let ours = End { node: from, epoch, id: Some(id), address: Self::address(from, ipv4, port), open: true };
         let other = End { node: to, epoch: theirs, id: None, address: Self::address(to, ipv4, PORT), open: true };
-        let mut stream = Stream { ends: [ours, other], directions: <[_; 2]>::default() };
+        let mut stream = Stream { ends: [ours, other], directions: <[_; 2]>::default(), muted: false };
         stream.directions[1].last = answer;
         let (local, remote) = (stream.ends[1].address, stream.ends[0].address);
         self.streams.insert(number, stream);
@@ -197,6 +239,11 @@ impl World {
     pub fn close(&mut self, node: Node, id: u64) {
         let (octets, _) = self.transmit(node, id, 4096);
         let Some(wire) = self.wires(node).remove(&id) else { return };
+        self.remember(node, &wire);
+        if let Node::Pod(pod) = node {
+            let others = self.pods[pod].wires.values().filter(|other| other.remote == wire.remote);
+            self.check.closed(self.now, pod, &wire, others, &octets);
+        }
         let Some((number, side)) = wire.stream else { return };
         if !octets.is_empty() {
             self.check.said(&octets);
@@ -221,7 +268,10 @@ impl World {
         loop {
             let Some(wire) = self.wires(node).get(&id).filter(|wire| wire.ready) else { return };
             let Some((number, side)) = wire.stream else { return };
-            let room = self.streams.get(&number).map_or(0, |stream| stream.room(side));
+            let room = self.streams.get(&number).map_or(0, |stream| {
+                let small = self.is_deaf(stream.ends[1 - side].node);
+                stream.room(side, if small { SMALL_WINDOW } else { WINDOW })
+            });
             if room == 0 {
                 return;
             }
@@ -271,8 +321,11 @@ impl World {
             return;
         }
         let path = self.path(from.node, to.node);
-        let deaf = matches!(to.node, Node::Gateway(gateway) if self.gateways[gateway].deaf > 0);
-        if path.cut || path.clog || (deaf && to.open) {
+        if stream.is_over() && stream.muted {
+            self.streams.remove(&number);
+            return;
+        }
+        if path.cut || path.clog || stream.muted || (self.is_deaf(to.node) && to.open) {
             return;
         }
         // Not before its end knows that it is connected.
@@ -316,9 +369,14 @@ impl World {
             self.send(number, side, Segment::Fin);
         }
         self.let_go(number, side);
-        if self.wires(node).remove(&id).is_some() {
+        if let Some(wire) = self.wires(node).remove(&id) {
+            self.remember(node, &wire);
             self.tell_closed(node, id, reason);
         }
+    }
+
+    fn is_deaf(&self, node: Node) -> bool {
+        matches!(node, Node::Gateway(gateway) if self.gateways[gateway].deaf > 0)
     }
 
     fn tell_closed(&mut self, node: Node, id: u64, reason: CloseReason) {
@@ -342,7 +400,13 @@ impl World {
         if let Some(wire) = self.wires(node).get_mut(&id) {
             wire.heard_at = now;
             let messages = wire.received.feed(octets);
+            let remote = wire.remote.and_then(|remote| Some((self.node_at(remote)?, remote.is_ipv4())));
             self.check.heard(&messages);
+            if let (Node::Pod(pod), Some((Node::Gateway(gateway), ipv4))) = (node, remote)
+                && messages.contains(&Message::EndOfRib { ipv4 })
+            {
+                self.pods[pod].kept.remove(&(gateway, ipv4));
+            }
         }
         match node {
             Node::Pod(pod) => {

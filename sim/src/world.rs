@@ -23,6 +23,7 @@ use crate::objects::{Api, gateway_address, pod_address};
 use crate::peer::Want;
 use crate::pod::{self, Pod};
 use crate::script::Script;
+use crate::tcp::PORT;
 
 /// A millisecond, in nanoseconds.
 pub const MS: u64 = 1_000_000;
@@ -42,6 +43,8 @@ pub enum Event {
     SynAnswer(Node, u64, u64, Option<usize>),
     /// A datagram.
     Datagram(Node, Box<(Meta, Vec<u8>)>),
+    /// An echo packet of a pod comes back.
+    Echo(usize, IpAddr, Vec<u8>),
     /// The kernel has time for one piece of work.
     Kernel(usize, u64),
     /// The router reads objects: the newest, or an old version.
@@ -184,6 +187,7 @@ impl World {
             Event::Syn(from, epoch, id, to, ipv4) => self.syn(from, epoch, id, to, ipv4),
             Event::SynAnswer(node, epoch, id, stream) => self.syn_answer(node, epoch, id, stream),
             Event::Datagram(to, datagram) => self.datagram(to, &datagram.0, &datagram.1),
+            Event::Echo(pod, remote, payload) => self.echo(pod, remote, &payload),
             Event::Kernel(pod, epoch) => self.kernel_work(pod, epoch),
             Event::Objects(pod, version) => {
                 if let Some(version) = self.readable(pod, version) {
@@ -314,7 +318,11 @@ impl World {
             }
             Work::Dump => {
                 let snapshot = self.pods[pod].kernel.snapshot();
+                let first = self.pods[pod].dumped.is_none();
+                let learned = self.pods[pod].kernel.learned(4096, 20).len();
+                self.pods[pod].dumped.get_or_insert(learned);
                 self.router(pod, Input::Kernel(&snapshot));
+                self.check.took(self.now, pod, first.then_some(learned), self.pods[pod].took);
             }
             Work::Removed(removed) => {
                 let input = Input::KernelChanged { removed: &removed, appeared: &BTreeSet::new() };
@@ -373,7 +381,8 @@ impl World {
                         self.check.deadline("the gateway's speaker", now, deadline);
                     }
                     Some(Brain::Naive(peer)) => {
-                        peer.tick(self.now, self.script.topology.pods, self.api.model.families());
+                        let deaf = one.deaf > 0;
+                        peer.tick(self.now, self.script.topology.pods, self.api.model.families(), deaf);
                     }
                     _ => {}
                 }
@@ -425,21 +434,22 @@ impl World {
         let node = Node::Pod(pod);
         match output {
             Output::Connect(id, transport) => {
-                let to = self.node_at(transport.address);
-                self.connect(node, id.0, to, transport.address.is_ipv4());
+                let ipv4 = transport.address.is_ipv4();
+                let other_source = transport.source.is_some_and(|source| source != pod_address(pod, ipv4));
+                if other_source || transport.remote_port != PORT {
+                    return self.connect_in_vain(node, id.0);
+                }
+                // Who signs is not answered by one that does not.
+                let to = self.node_at(transport.address).filter(|_| transport.key.is_none());
+                self.connect(node, id.0, to, ipv4);
             }
             Output::Accept(ticket, id, _) => self.accept(node, ticket.0, id.0),
             Output::Refuse(ticket) => self.refuse(node, ticket.0),
-            Output::Rekey(..) | Output::Connectivity(_) => {}
+            Output::Rekey(id, _, key) => self.rekey(node, id.0, key.is_some()),
+            Output::Connectivity(_) => {}
             Output::Ready(id) => self.make_ready(node, id.0),
             Output::Close(id) => self.close(node, id.0),
-            Output::Listen(listeners) => {
-                for ipv4 in [true, false] {
-                    let family = if ipv4 { martlet_bgp::Family::Ipv4 } else { martlet_bgp::Family::Ipv6 };
-                    self.pods[pod].listens[usize::from(ipv4)] =
-                        listeners.keys().any(|listener| listener.family == family);
-                }
-            }
+            Output::Listen(listeners) => self.pods[pod].listeners = listeners,
             Output::SetBfd(sessions) => {
                 let now = self.local(node);
                 self.pods[pod].bfd.handle(now, martlet_bfd::Input::SetSessions(&sessions));
@@ -472,13 +482,22 @@ impl World {
                 BfdOutput::Transmit(id, payload) => {
                     let to = self.node_at(id.remote);
                     let link = self.pods[pod].external().filter(|link| link.up && link.carrier);
-                    if link.is_some_and(|link| id.interface.as_ref() == Some(&link.name)) {
-                        let from = pod_address(pod, id.remote.is_ipv4());
+                    let from = pod_address(pod, id.remote.is_ipv4());
+                    let source = id.local.unwrap_or(from);
+                    if source == from && link.is_some_and(|link| id.interface.as_ref() == Some(&link.name)) {
                         self.check.bfd_sent(self.now, pod, id.remote, &payload);
                         self.send_datagram(Node::Pod(pod), to, (from, id.remote), &payload);
                     }
                 }
-                BfdOutput::Echo(..) => {}
+                BfdOutput::Echo(id, payload) => {
+                    let Some(to @ Node::Gateway(gateway)) = self.node_at(id.remote) else { continue };
+                    let (there, back) = (self.path(Node::Pod(pod), to), self.path(to, Node::Pod(pod)));
+                    let lost = there.loses(&mut self.dice) || back.loses(&mut self.dice);
+                    if !lost && self.gateways[gateway].host {
+                        let wait = there.travel(&mut self.dice) + back.travel(&mut self.dice);
+                        self.at(self.now + wait, Event::Echo(pod, id.remote, payload));
+                    }
+                }
                 BfdOutput::Changed(change) => {
                     changed = true;
                     self.check.bfd_changed(self.now, &self.api, pod, &change);
@@ -488,6 +507,18 @@ impl World {
         if changed {
             let epoch = self.pods[pod].epoch;
             self.soon(10, 50, Event::BfdTell(pod, epoch));
+        }
+    }
+
+    fn echo(&mut self, pod: usize, remote: IpAddr, payload: &[u8]) {
+        let Some(link) = self.pods[pod].external().filter(|link| link.up && link.carrier) else { return };
+        let interface = Some(link.name.clone());
+        let local = pod_address(pod, remote.is_ipv4());
+        let meta = Meta { remote: local, local, interface, ttl: 254, multihop: false };
+        if self.pods[pod].router.is_some() {
+            let now = self.local(Node::Pod(pod));
+            self.pods[pod].bfd.handle(now, martlet_bfd::Input::EchoReceived(&meta, payload));
+            self.after_pod(pod);
         }
     }
 
@@ -519,8 +550,19 @@ impl World {
                 None => break,
             }
         }
-        if self.gateways[gateway].brain.is_none() {
-            return;
+        let Gateway { brain, states, .. } = &mut self.gateways[gateway];
+        match brain {
+            None => return,
+            Some(Brain::Ours(speaker)) => {
+                for (id, last) in states {
+                    let state = speaker.state(id).unwrap_or_default();
+                    if state != *last {
+                        self.check.saw(format!("fsm {last:?} -> {state:?}"));
+                        *last = state;
+                    }
+                }
+            }
+            Some(Brain::Naive(_)) => {}
         }
         self.gateway_bfd(gateway);
         let ready: Vec<u64> =
