@@ -73,7 +73,7 @@ fuzz_target!(|data: &[u8]| {
         now: Instant::from_millis(1_000),
         connection: None,
     };
-    let neighbor: NeighborId = NeighborId::from("gateway");
+    let neighbor = NeighborId::new("gateway");
     let config = NeighborConfig {
         passive: true,
         import: Import::All,
