@@ -6,7 +6,7 @@ set -eu
 
 RUST=1.95
 BUILD="build-essential ca-certificates pkg-config python3"
-LABS="iproute2 iputils-ping nftables procps tcpdump tshark
+LABS="curl iproute2 iputils-ping nftables procps tcpdump tshark
 frr bird2 gobgpd openbgpd exabgp"
 
 fail() {
