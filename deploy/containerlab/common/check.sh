@@ -46,15 +46,12 @@ passes() {
     say ok "$(cat "$seen")"
 }
 
-# FRR in a node.
-bgp_up() { on "$1" vtysh -c "show bgp neighbors $2 json" | grep -q '"bgpState":"Established"'; }
-bfd_up() { on "$1" vtysh -c 'show bfd peers json' | tr '{' '\n' | grep "\"peer\":\"$2\"" | grep '"status":"up"'; }
-
 # lists PATTERN COMMAND ..: what a command prints has a line that matches.
 lists() {
     local pattern=$1
     shift
-    "$@" | tee /dev/stderr | grep -Eq -- "$pattern"
+    # Read to its end: a closed pipe would fail who writes.
+    "$@" | tee /dev/stderr | grep -E -- "$pattern" >/dev/null
 }
 lacks() { ! lists "$@"; }
 
@@ -66,3 +63,13 @@ routes_to() {
     ways=$({ on "$node" ip "$family" route show table "$table" exact "$prefix" 2>&1 || true; } | tee /dev/stderr | grep -c 'via ' || true)
     [ "$ways" = "$wanted" ]
 }
+
+# FRR in a node.
+bgp_up() { lists '"bgpState":"Established"' on "$1" vtysh -c "show bgp neighbors $2 json"; }
+bfd_up() { lists " $2 +up" on "$1" vtysh -c 'show bfd peers brief'; }
+
+# BIRD, GoBGP, OpenBGPD in a node.
+bird_up() { lists Established on "$1" birdc show protocols "$2"; }
+bird_bfd_up() { lists "^$2 .* Up " on "$1" birdc show bfd sessions; }
+gobgp_up() { lists "^ *$2 .* Establ" on "$1" gobgp neighbor; }
+openbgpd_up() { lists 'BGP state = Established' on "$1" bgpctl show neighbor "$2"; }
