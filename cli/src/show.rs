@@ -21,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   martlet show peers
   martlet show vips --watch
+  martlet show peers -o wide              AS numbers, what was negotiated, timers
   martlet show routes -o json
   martlet show endpoints                  of the load balancer, as are services, flows and queues";
 
@@ -109,8 +110,22 @@ impl What {
 enum Format {
     /// Columns.
     Table,
+    /// More columns, where there are more.
+    Wide,
     /// JSON.
     Json,
+    /// YAML.
+    Yaml,
+}
+
+impl Format {
+    /// `value` as a document of this format; the columns are not for documents.
+    fn document(self, value: &serde_json::Value) -> anyhow::Result<String> {
+        match self {
+            Self::Yaml => Ok(serde_saphyr::to_string(value)?),
+            _ => Ok(serde_json::to_string_pretty(value)? + "\n"),
+        }
+    }
 }
 
 impl Show {
@@ -142,22 +157,23 @@ impl Show {
         };
         let answer = self.at.ask(&request).await?;
         match self.output {
-            Format::Json => json(self.what, &answer),
+            Format::Json | Format::Yaml => self.output.document(&value(self.what, &answer)?),
             Format::Table => Ok(table(self.what, &answer)),
+            Format::Wide => Ok(wide(self.what, &answer)),
         }
     }
 
     async fn of_lb(&self, part: Part) -> anyhow::Result<String> {
         let state = self.lb.state().await?;
         match self.output {
-            Format::Json => Ok(serde_json::to_string_pretty(&lb_show::json(part, &state)?)? + "\n"),
-            Format::Table => Ok(lb_show::table(part, &state)),
+            Format::Json | Format::Yaml => self.output.document(&lb_show::json(part, &state)?),
+            Format::Table | Format::Wide => Ok(lb_show::table(part, &state)),
         }
     }
 }
 
-fn json(what: What, answer: &Answer) -> anyhow::Result<String> {
-    let value = match (what, answer) {
+fn value(what: What, answer: &Answer) -> anyhow::Result<serde_json::Value> {
+    Ok(match (what, answer) {
         (What::Peers, Answer::Status(status)) => serde_json::to_value(&status.peers)?,
         (What::Bfd, Answer::Status(status)) => serde_json::to_value(&status.bfd)?,
         (What::Vips, Answer::Status(status)) => serde_json::to_value(&status.vips)?,
@@ -167,8 +183,15 @@ fn json(what: What, answer: &Answer) -> anyhow::Result<String> {
         (_, Answer::Events(events)) => serde_json::to_value(events)?,
         (_, Answer::Counters(counters)) => serde_json::to_value(counters)?,
         (_, other) => serde_json::to_value(other)?,
-    };
-    Ok(serde_json::to_string_pretty(&value)? + "\n")
+    })
+}
+
+fn wide(what: What, answer: &Answer) -> String {
+    match (what, answer) {
+        (What::Peers, Answer::Status(status)) => wide_peers(status),
+        (What::Bfd, Answer::Status(status)) => wide_bfd(status),
+        _ => table(what, answer),
+    }
 }
 
 fn table(what: What, answer: &Answer) -> String {
@@ -299,6 +322,85 @@ fn bfd(status: &Status) -> String {
     table.to_string()
 }
 
+fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".into(), |value| value.to_string())
+}
+
+fn wide_peers(status: &Status) -> String {
+    let mut table = Table::new(&[
+        "PEER",
+        "ADDRESS",
+        "INTERFACE",
+        "PROTOCOL",
+        "LOCAL AS",
+        "REMOTE AS",
+        "ROUTER ID",
+        "STATE",
+        "SINCE",
+        "NEGOTIATED",
+        "HOLD",
+        "KEEPALIVE",
+        "BFD",
+        "RECEIVED",
+        "ANNOUNCED",
+        "DESCRIPTION",
+        "LAST ERROR",
+    ]);
+    for (name, peer) in &status.peers {
+        let negotiated = if peer.negotiated.is_empty() { "-".into() } else { peer.negotiated.join(", ") };
+        table.row([
+            name.clone(),
+            or_dash(peer.address),
+            peer.interface.clone(),
+            peer.protocol.clone(),
+            peer.local_as.to_string(),
+            peer.remote_as.to_string(),
+            or_dash(peer.router_id),
+            peer.state.clone(),
+            since(peer.since_s),
+            negotiated,
+            format!("{}s", peer.hold_time_s),
+            format!("{}s", peer.keepalive_s),
+            or_dash(peer.bfd.as_ref()),
+            peer.received.to_string(),
+            peer.announced.to_string(),
+            or_dash(peer.description.as_ref()),
+            peer.last_error.clone().unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn wide_bfd(status: &Status) -> String {
+    let mut table = Table::new(&[
+        "SESSION",
+        "STATE",
+        "SINCE",
+        "DISCRIMINATOR",
+        "REMOTE DISCRIMINATOR",
+        "INTERVAL",
+        "DETECTION",
+        "DIAGNOSTIC",
+        "REMOTE",
+        "REMOTE DIAGNOSTIC",
+    ]);
+    for (name, session) in &status.bfd {
+        table.row([
+            name.clone(),
+            session.state.clone(),
+            since(session.since_s),
+            session.local_discriminator.to_string(),
+            session.remote_discriminator.to_string(),
+            format!("{}ms", session.transmit_interval_ms),
+            format!("{}ms", session.detection_time_ms),
+            session.diagnostic.clone(),
+            session.remote_state.clone(),
+            session.remote_diagnostic.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
 fn vips(status: &Status) -> String {
     let mut table = Table::new(&["VIP", "ANNOUNCED", "REASON", "MESSAGE"]);
     for (vip, view) in &status.vips {
@@ -381,5 +483,15 @@ mod tests {
     fn a_time_is_told_in_its_two_largest_units() {
         let told = [59, 61, 3_725, 90_000].map(since);
         assert_eq!(told, ["59s", "1m1s", "1h2m", "1d1h"]);
+    }
+
+    #[test]
+    fn a_peer_is_shown_in_each_format() {
+        let peer = martlet_router::core::PeerView { local_as: 8103, state: "Established".into(), ..Default::default() };
+        let answer = Answer::Status(Box::new(Status { peers: [("gw".into(), peer)].into(), ..Status::default() }));
+        let document = |format: Format| format.document(&value(What::Peers, &answer).unwrap()).unwrap();
+        assert!(document(Format::Yaml).starts_with("gw:\n"), "{}", document(Format::Yaml));
+        assert!(document(Format::Json).contains("\"local_as\": 8103"));
+        assert!(wide(What::Peers, &answer).contains("LOCAL AS") && !table(What::Peers, &answer).contains("8103"));
     }
 }
