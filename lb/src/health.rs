@@ -8,11 +8,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
-use tracing::error;
 
 use crate::status::Status;
 
@@ -31,36 +26,9 @@ fn services(status: &Status) -> [(&'static str, bool); 3] {
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn serve(address: SocketAddr, status: watch::Receiver<Arc<Status>>) -> io::Result<()> {
-    let listener = crate::metrics::listen(address).await?;
-    let (reporter, service) = tonic_health::server::health_reporter();
-    // Known before the first question.
-    let now = services(&status.borrow());
-    tell(&reporter, now).await;
-    tokio::spawn(report(reporter, status));
-    tokio::spawn(async move {
-        let served = Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)).await;
-        if let Err(error) = served {
-            error!(%error, "health is no longer served");
-        }
-    });
+    let services = |status: &Arc<Status>| services(status).to_vec();
+    tokio::spawn(martlet_api::serve::health::serve(address, status, services).await?);
     Ok(())
-}
-
-async fn report(reporter: HealthReporter, mut status: watch::Receiver<Arc<Status>>) {
-    loop {
-        let now = services(&status.borrow_and_update());
-        tell(&reporter, now).await;
-        if status.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn tell(reporter: &HealthReporter, services: [(&'static str, bool); 3]) {
-    for (name, serves) in services {
-        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
-        reporter.set_service_status(name, status).await;
-    }
 }
 
 #[cfg(test)]

@@ -1,29 +1,21 @@
 //! Prometheus metrics: what is counted and shown, as one table, served on a port of their own.
 //!
-//! Everything is read when it is asked for, at most a second old. What the kernel engine forwards by itself is not counted.
+//! Everything is read when it is asked for, at most a second old.
 
 use std::fmt::Write as _;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tracing::warn;
 
-use crate::counters::Count;
+use crate::counters::{BOUNDS_US, Count, Latency};
 use crate::queue::depth;
 use crate::show::{EndpointState, QueueState, State, state};
 use crate::status::Status;
 
 /// The port, unless told otherwise.
 pub const METRICS_PORT: u16 = 2226;
-/// How long a scrape may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest request, octets.
-const MAX_REQUEST: usize = 16 * 1024;
 
 /// Label text (with braces, or empty) and value.
 type Samples = Vec<(String, u64)>;
@@ -171,7 +163,29 @@ pub fn text(state: &State) -> String {
             let _ = writeln!(text, "{name}{labels} {value}");
         }
     }
+    let _ = writeln!(text, "# HELP {HISTOGRAM} {HISTOGRAM_HELP}\n# TYPE {HISTOGRAM} histogram");
+    for (queue, state) in &state.queues {
+        histogram(&mut text, *queue, &state.latency);
+    }
     text
+}
+
+/// The one histogram.
+const HISTOGRAM: &str = "martlet_lb_queue_seconds";
+const HISTOGRAM_HELP: &str = "From the call that received a packet to the call that gave its verdict";
+
+/// Buckets are cumulative; the sum is written as a decimal fraction of seconds.
+fn histogram(text: &mut String, queue: u16, latency: &Latency) {
+    let mut so_far = 0;
+    for (count, bound) in latency.buckets.iter().zip(BOUNDS_US) {
+        so_far += count;
+        let (whole, part) = (bound / 1_000_000, bound % 1_000_000);
+        let _ = writeln!(text, "{HISTOGRAM}_bucket{{queue=\"{queue}\",le=\"{whole}.{part:06}\"}} {so_far}");
+    }
+    let (whole, part) = (latency.sum_ns / 1_000_000_000, latency.sum_ns % 1_000_000_000);
+    let _ = writeln!(text, "{HISTOGRAM}_bucket{{queue=\"{queue}\",le=\"+Inf\"}} {}", latency.packets);
+    let _ = writeln!(text, "{HISTOGRAM}_sum{{queue=\"{queue}\"}} {whole}.{part:09}");
+    let _ = writeln!(text, "{HISTOGRAM}_count{{queue=\"{queue}\"}} {}", latency.packets);
 }
 
 /// The table for the docs.
@@ -180,20 +194,8 @@ pub fn markdown() -> String {
     for metric in &METRICS {
         let _ = writeln!(table, "| `{}` | {} | {} |", metric.name, metric.kind(), metric.help);
     }
+    let _ = writeln!(table, "| `{HISTOGRAM}` | histogram | {HISTOGRAM_HELP} |");
     table
-}
-
-/// Listens on `address`; where it is any address and IPv6 is left out, on any IPv4 address.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        result => result,
-    }
 }
 
 /// Serves `GET /metrics` on `address`.
@@ -201,48 +203,11 @@ pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn serve(address: SocketAddr, status: watch::Receiver<Arc<Status>>) -> io::Result<()> {
-    let listener = listen(address).await?;
-    tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let status = status.clone();
-                    tokio::spawn(async move { tokio::time::timeout(PATIENCE, scrape(stream, &status)).await });
-                }
-                Err(error) => {
-                    warn!(%error, "the metrics port does not accept");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-    });
-    Ok(())
-}
-
-async fn scrape(mut stream: TcpStream, status: &watch::Receiver<Arc<Status>>) -> io::Result<()> {
-    let mut request = Vec::new();
-    let mut buffer = [0; 1024];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < MAX_REQUEST {
-        let count = stream.read(&mut buffer).await?;
-        if count == 0 {
-            break;
-        }
-        request.extend_from_slice(buffer.get(..count).unwrap_or_default());
-    }
-    let is_ours = request.starts_with(b"GET /metrics ") || request.starts_with(b"GET /metrics?");
-    let (code, body) = if is_ours {
+    martlet_api::serve::metrics::serve(address, move || {
         let status = Arc::clone(&status.borrow());
-        ("200 OK", text(&state(&status, &depth::read())))
-    } else {
-        ("404 Not Found", "try /metrics\n".into())
-    };
-    let head = format!(
-        "HTTP/1.1 {code}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
+        std::future::ready(Some(text(&state(&status, &depth::read()))))
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -251,26 +216,15 @@ mod tests {
     use crate::counters::Reason;
     use crate::status::tests::example;
 
-    async fn get(address: SocketAddr, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    #[tokio::test]
-    async fn a_scrape_shows_routes_endpoints_drops_and_queues() {
+    #[test]
+    fn a_scrape_shows_routes_endpoints_drops_and_queues() {
         let mut status = example();
         let count = Count { packets: 3, octets: 300 };
         status.counters.routes.insert("vip".into(), count);
         status.counters.endpoints.insert(("a".into(), 7), count);
         status.counters.drops.insert(Reason::NoEndpoint, 2);
         status.counters.queues.insert(1, (4, 9));
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (_status, seen) = watch::channel(Arc::new(status));
-        serve(free, seen).await.unwrap();
-        let text = get(free, "/metrics").await;
+        let text = text(&state(&status, &depth::read()));
         for line in [
             "martlet_lb_alive 1",
             "martlet_lb_route_packets_total{route=\"vip\"} 3",
@@ -281,16 +235,19 @@ mod tests {
             "martlet_lb_dropped_packets_total{reason=\"no_endpoint\"} 2",
             "martlet_lb_queue_packets_total{queue=\"1\"} 9",
             "# TYPE martlet_lb_queue_waiting gauge",
+            "martlet_lb_queue_seconds_bucket{queue=\"1\",le=\"0.000010\"} 1",
+            "martlet_lb_queue_seconds_bucket{queue=\"1\",le=\"0.000020\"} 3",
+            "martlet_lb_queue_seconds_bucket{queue=\"1\",le=\"+Inf\"} 4",
+            "martlet_lb_queue_seconds_sum{queue=\"1\"} 1.500000020",
+            "martlet_lb_queue_seconds_count{queue=\"1\"} 4",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is missing in\n{text}");
         }
-        let answer = get(free, "/").await;
-        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("try /metrics\n"), "{answer}");
     }
 
     #[test]
     fn every_metric_is_in_the_table_once() {
         let names: std::collections::BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
-        assert_eq!((names.len(), markdown().lines().count()), (METRICS.len(), 2 + METRICS.len()));
+        assert_eq!((names.len(), markdown().lines().count()), (METRICS.len(), 2 + METRICS.len() + 1));
     }
 }

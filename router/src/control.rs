@@ -1,20 +1,15 @@
-//! The control socket: one JSON line asks, one JSON line answers; what `martlet show`, `explain` and `reset` talk to.
+//! What can be asked at the router's control socket, and what is answered: `martlet show`, `explain` and `reset` talk to it.
 //!
-//! Mode 0660; only the same user and root are answered. It knows nothing of how answers are shown.
+//! It knows nothing of how answers are shown; how they travel, `martlet_api::serve::control` knows.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
+pub use martlet_api::serve::control::ask;
 use martlet_bgp::NeighborId;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
-use tracing::{debug, warn};
 
 use crate::core::explain::Link;
 use crate::core::{Input, RouteView, Status};
@@ -23,10 +18,6 @@ use crate::log::Detail;
 use crate::metrics::Counted;
 use crate::ring::{Line, Ring};
 
-/// The longest request, octets.
-const MAX_REQUEST: u64 = 4096;
-/// How long an asker may take, and how long the router.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The most routes in an answer.
 const MAX_ROUTES: usize = 10_000;
 
@@ -81,74 +72,15 @@ pub enum Answer {
 /// # Errors
 /// When the socket cannot be made: its folder is missing or not ours.
 pub fn serve(path: &Path, asker: Asker, ring: Ring, detail: Detail) -> io::Result<()> {
-    // What a killed router left is in the way of a new one; what a living one listens on is not ours to take.
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another router answers there"));
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    let socket = Removed(path.to_owned());
-    tokio::spawn(async move {
-        let _socket = socket;
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(converse(stream, asker.clone(), ring.clone(), detail.clone()))),
-                Err(error) => {
-                    warn!(%error, "the control socket does not accept");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+    martlet_api::serve::control::serve(path, "router", move |request| {
+        let (asker, ring, detail) = (asker.clone(), ring.clone(), detail.clone());
+        async move {
+            match request {
+                Ok(request) => answer(request, &asker, &ring, &detail).await,
+                Err(error) => Answer::Error(error),
             }
         }
-    });
-    Ok(())
-}
-
-/// Takes the socket's file along when it goes.
-struct Removed(PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Whether the other end is root or the user that owns our process.
-fn is_friend(stream: &UnixStream) -> bool {
-    let own = std::fs::metadata("/proc/self").map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata));
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || own.is_ok_and(|own| own == peer.uid()))
-}
-
-async fn converse(stream: UnixStream, asker: Asker, ring: Ring, detail: Detail) {
-    if !is_friend(&stream) {
-        debug!("a stranger on the control socket was sent away");
-        return;
-    }
-    let (read, mut write) = stream.into_split();
-    let mut reader = BufReader::new(read);
-    loop {
-        let mut line = String::new();
-        let mut limited = (&mut reader).take(MAX_REQUEST);
-        let read = tokio::time::timeout(PATIENCE, limited.read_line(&mut line)).await;
-        if !matches!(read, Ok(Ok(count)) if count > 0) {
-            return;
-        }
-        let answer = match serde_json::from_str(&line) {
-            Ok(request) => answer(request, &asker, &ring, &detail).await,
-            Err(error) => Answer::Error(format!("not understood: {error}")),
-        };
-        let Ok(mut text) = serde_json::to_vec(&answer) else { return };
-        text.push(b'\n');
-        if !matches!(tokio::time::timeout(PATIENCE, write.write_all(&text)).await, Ok(Ok(()))) {
-            return;
-        }
-    }
+    })
 }
 
 async fn answer(request: Request, asker: &Asker, ring: &Ring, detail: &Detail) -> Answer {
@@ -215,32 +147,11 @@ async fn act(asker: &Asker, peer: String, act: impl FnOnce(NeighborId) -> Box<Ac
         .await
 }
 
-/// Asks the router whose control socket is `path`.
-///
-/// # Errors
-/// When nobody answers there, or what is answered is not understood.
-pub async fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> io::Result<T> {
-    let talk = async {
-        let mut stream = UnixStream::connect(path).await?;
-        let mut text = serde_json::to_vec(request)?;
-        text.push(b'\n');
-        stream.write_all(&text).await?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).await?;
-        if line.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "not answered: only its own user and root are",
-            ));
-        }
-        Ok(serde_json::from_str(&line)?)
-    };
-    tokio::time::timeout(PATIENCE, talk).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::core::{Config, Event, Router};
@@ -302,47 +213,6 @@ mod tests {
         ] {
             assert_eq!(ask::<Answer>(&path, &request).await.unwrap(), answer, "{request:?}");
         }
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o660);
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    /// Asks for the status as `user`: what was answered. Perl is part of the base of Debian, and may be run by anybody.
-    async fn ask_as(user: u32, path: PathBuf) -> String {
-        use std::os::unix::process::CommandExt;
-        const SCRIPT: &str = r#"$SIG{PIPE} = "IGNORE";
-            my $s = IO::Socket::UNIX->new($ARGV[0]) or die "cannot connect: $!";
-            syswrite $s, "\"status\"\n"; my $line = readline $s; print $line // """#;
-        let ask = move || {
-            let mut perl = std::process::Command::new("/usr/bin/perl");
-            let output = perl.args(["-MIO::Socket::UNIX", "-e", SCRIPT]).arg(path).current_dir("/").uid(user).output();
-            let output = output.expect("this test needs root and perl");
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            String::from_utf8(output.stdout).unwrap()
-        };
-        tokio::task::spawn_blocking(ask).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn another_user_is_sent_away_without_an_answer() {
-        let (path, _ring) = start("stranger");
-        // The mode alone would keep it out: credentials must, too.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(ask_as(0, path.clone()).await.starts_with("{\"status\":"));
-        assert_eq!(ask_as(65534, path.clone()).await, "");
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[tokio::test]
-    async fn nonsense_is_answered_and_a_living_socket_is_not_taken_over() {
-        let (path, ring) = start("nonsense");
-        let mut stream = UnixStream::connect(&path).await.unwrap();
-        stream.write_all(b"{\"dance\":1}\n").await.unwrap();
-        let mut line = String::new();
-        BufReader::new(&mut stream).read_line(&mut line).await.unwrap();
-        assert!(line.starts_with("{\"error\":\"not understood"), "{line}");
-        let (asker, _questions) = Asker::new();
-        assert_eq!(serve(&path, asker, ring, detail()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         std::fs::remove_file(&path).unwrap();
     }
 }

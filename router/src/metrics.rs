@@ -6,18 +6,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use martlet_bgp::Counters;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tracing::warn;
 
 use crate::core::Status;
 use crate::driver::Asker;
-
-/// How long a scrape may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A counter of a neighbour.
 #[derive(Clone, Copy, Debug)]
@@ -205,72 +198,20 @@ pub fn markdown() -> String {
     table
 }
 
-/// Listens on `address`; where it is any address and IPv6 is left out, on any IPv4 address.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
-            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        result => result,
-    }
-}
-
 /// Serves `GET /metrics` on `address`.
 ///
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn serve(address: SocketAddr, asker: Asker) -> io::Result<()> {
-    let listener = listen(address).await?;
-    tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let asker = asker.clone();
-                    tokio::spawn(async move { tokio::time::timeout(PATIENCE, scrape(stream, asker)).await });
-                }
-                Err(error) => {
-                    warn!(%error, "the metrics port does not accept");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
+    martlet_api::serve::metrics::serve(address, move || {
+        let asker = asker.clone();
+        async move {
+            let seen = asker.ask(|look| (look.router.status(look.now), look.router.counters(), look.bfd.clone())).await;
+            let (status, counters, bfd) = seen?;
+            Some(text(&status, counters.iter().map(|(id, counters)| (id.to_string(), counters)), &bfd))
         }
-    });
-    Ok(())
-}
-
-async fn scrape(mut stream: TcpStream, asker: Asker) -> io::Result<()> {
-    let mut request = Vec::new();
-    let mut buffer = [0; 1024];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < 16 * 1024 {
-        let count = stream.read(&mut buffer).await?;
-        if count == 0 {
-            break;
-        }
-        request.extend_from_slice(buffer.get(..count).unwrap_or_default());
-    }
-    let is_ours = request.starts_with(b"GET /metrics ") || request.starts_with(b"GET /metrics?");
-    let (code, body) = if is_ours {
-        let seen = asker.ask(|look| (look.router.status(look.now), look.router.counters(), look.bfd.clone())).await;
-        match &seen {
-            Some((status, counters, bfd)) => {
-                let counters = counters.iter().map(|(id, counters)| (id.to_string(), counters));
-                ("200 OK", text(status, counters, bfd))
-            }
-            None => ("503 Service Unavailable", "the router has ended\n".into()),
-        }
-    } else {
-        ("404 Not Found", "try /metrics\n".into())
-    };
-    let head = format!(
-        "HTTP/1.1 {code}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -299,17 +240,5 @@ mod tests {
             assert!(text.lines().any(|have| have == line), "{line} is missing in\n{text}");
         }
         assert_eq!(markdown().lines().count(), 2 + GAUGES.len() + Counted::ALL.len() + BFD.len());
-    }
-
-    #[tokio::test]
-    async fn prometheus_is_answered_and_others_are_shown_the_way() {
-        let (asker, _questions) = Asker::new();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        serve(free, asker).await.unwrap();
-        let mut stream = TcpStream::connect(free).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("try /metrics\n"), "{answer}");
     }
 }
