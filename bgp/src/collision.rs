@@ -125,6 +125,8 @@ impl Neighbor {
             }
             Verdict::Wins => self.step(env, other, Fsm::OpenCollisionDump, collision()),
         }
+        // With the other connection our own OPEN may have been waiting: then it has left by now.
+        let delayed = self.connections[slot].delay_open.is_some();
         self.connections[slot].framer.extended = negotiated.extended_message;
         self.connections[slot].negotiated = Some(negotiated);
         self.step(env, slot, if delayed { Fsm::BgpOpenDelayed } else { Fsm::BgpOpen }, Cause::None);

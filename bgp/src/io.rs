@@ -145,10 +145,11 @@ pub enum Event {
     Lost { neighbor: NeighborId, prefix: IpNet },
     /// The neighbour told all it has (RFC 4724 section 2).
     EndOfRib { neighbor: NeighborId, family: Family },
-    /// A malformed UPDATE was taken as a withdrawal (RFC 7606).
-    TreatAsWithdraw { neighbor: NeighborId, text: String },
-    /// A malformed attribute was ignored (RFC 7606).
-    AttributeDiscard { neighbor: NeighborId, text: String },
+    /// A malformed UPDATE was taken as a withdrawal (RFC 7606): the attribute's type, its octets as they came (none if it is
+    /// missing), and the first of the message's prefixes.
+    TreatAsWithdraw { neighbor: NeighborId, kind: u8, raw: Vec<u8>, prefixes: Vec<IpNet>, text: String },
+    /// A malformed attribute was ignored (RFC 7606): its type, its octets as they came.
+    AttributeDiscard { neighbor: NeighborId, kind: u8, raw: Vec<u8>, text: String },
     /// More prefixes than the warning threshold.
     PrefixWarning { neighbor: NeighborId, family: Family, count: u32 },
 }
@@ -179,6 +180,8 @@ pub struct NeighborStatus {
     pub last_error: Option<String>,
     /// The families that were negotiated.
     pub families: BTreeSet<Family>,
+    /// What else was negotiated, in words: `four-octet-as`, `route-refresh`, ..
+    pub capabilities: BTreeSet<&'static str>,
     /// Families whose End-of-RIB arrived.
     pub end_of_rib: BTreeSet<Family>,
     /// The negotiated hold time, seconds.

@@ -16,6 +16,9 @@ use crate::{Event, Family, Import, NeighborState, Output, PrefixLimit};
 /// Above so many routes of a neighbour, or faults of a session, single ones are no news.
 const NEWS: u32 = 1000;
 
+/// How many prefixes of a malformed message are told.
+const PREFIXES_TOLD: usize = 32;
+
 /// The most prefixes of a family from a neighbour without a configured limit: several times what the Internet has.
 const MOST_PREFIXES: u32 = 5_000_000;
 
@@ -76,6 +79,14 @@ fn count<P: Prefix>(nlri: Nlri<'_>) -> u64 {
     u64::try_from(nlri.iter::<P>().count()).unwrap_or(u64::MAX)
 }
 
+/// The first prefixes that a message announces.
+fn first_prefixes(update: &Update<'_>) -> Vec<ipnet::IpNet> {
+    let reach = update.attributes.mp_reach;
+    let of = |family| reach.filter(|reach| reach.family == family).map(|reach| reach.nlri).unwrap_or_default();
+    let ipv4 = update.nlri.iter::<Prefix4>().chain(of(Family::Ipv4).iter()).map(Prefix::net);
+    ipv4.chain(of(Family::Ipv6).iter::<Prefix6>().map(Prefix::net)).take(PREFIXES_TOLD).collect()
+}
+
 /// The routes of one message for one next hop: what they share, or nothing if they are as good as withdrawn.
 type Shared = Option<AttributesId>;
 
@@ -130,11 +141,11 @@ impl Speaker {
                 continue;
             }
             let text = format!("attribute {}: {}", fault.kind, fault.error);
-            let neighbor = neighbor.id.clone();
+            let (neighbor, kind, raw) = (neighbor.id.clone(), fault.kind, fault.octets.to_vec());
             self.outputs.push_back(Output::Event(if discarded {
-                Event::AttributeDiscard { neighbor, text }
+                Event::AttributeDiscard { neighbor, kind, raw, text }
             } else {
-                Event::TreatAsWithdraw { neighbor, text }
+                Event::TreatAsWithdraw { neighbor, kind, raw, prefixes: first_prefixes(update), text }
             }));
         }
         neighbor.counters.treated_as_withdraw += u64::from(update.treat_as_withdraw);

@@ -11,7 +11,7 @@ use crate::wire::capability::{Capability, GracefulRestart};
 use crate::wire::notification::{self, Notification};
 use crate::wire::open::Open;
 use crate::wire::{MAXIMUM, MAXIMUM_EXTENDED};
-use crate::{Endpoints, Family, Local, NeighborConfig, Role};
+use crate::{Bfd, Endpoints, Family, Local, NeighborConfig, Role};
 
 /// What a session may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub struct Negotiated {
     pub restart: Option<GracefulRestart>,
     /// Whether a NOTIFICATION is a graceful restart too (RFC 8538).
     pub notification_restart: bool,
+    /// Whether both let the session wait for BFD (draft-ietf-idr-bgp-bfd-strict-mode).
+    pub bfd_strict: bool,
 }
 
 impl Negotiated {
@@ -53,6 +55,21 @@ impl Negotiated {
             ipv4: self.families.contains(&Family::Ipv4),
             ipv6: self.families.contains(&Family::Ipv6),
         }
+    }
+
+    /// What was negotiated beside families, in words.
+    pub fn words(&self) -> BTreeSet<&'static str> {
+        let all = [
+            (self.width == Width::Four, "four-octet-as"),
+            (self.extended_next_hop, "extended-next-hop"),
+            (self.extended_message, "extended-message"),
+            (self.refresh, "route-refresh"),
+            (self.enhanced_refresh, "enhanced-route-refresh"),
+            (self.restart.as_ref().is_some_and(|restart| !restart.families.is_empty()), "graceful-restart"),
+            (self.notification_restart, "notification-restart"),
+            (self.bfd_strict, "bfd-strict"),
+        ];
+        all.into_iter().filter(|(has, _)| *has).map(|(_, word)| word).collect()
     }
 
     /// Octets of the largest message that we may send.
@@ -95,6 +112,9 @@ pub fn our_open(config: &NeighborConfig, local: &Local, endpoints: &Endpoints, r
         }));
         capabilities.push(Capability::FourOctetAs(config.local_as));
         capabilities.push(Capability::EnhancedRouteRefresh);
+        if config.bfd == Bfd::Strict {
+            capabilities.push(Capability::BfdStrict);
+        }
     }
     Open { asn: config.local_as, hold_time: config.hold_time, router_id: local.router_id, capabilities }
 }
@@ -173,6 +193,7 @@ pub fn negotiate(
         notification_restart: our_restart.as_ref().is_some_and(|one| one.notification)
             && restart.as_ref().is_some_and(|one| one.notification),
         restart: our_restart.and(restart),
+        bfd_strict: has(&Capability::BfdStrict),
     })
 }
 

@@ -551,6 +551,7 @@ fn status(neighbor: &Neighbor) -> NeighborStatus {
         since: neighbor.since,
         last_error: neighbor.last_error.clone(),
         families: session.map(|one| one.families.clone()).unwrap_or_default(),
+        capabilities: session.map(crate::session::Negotiated::words).unwrap_or_default(),
         end_of_rib: neighbor.end_of_rib.clone(),
         hold_time_s: session.map_or(0, |one| one.hold_time_s),
         remote_router_id: negotiated.map(|one| one.router_id),

@@ -311,3 +311,27 @@ fn against_ourselves_one_session_comes_up_and_stays_in_any_order_of_arrival() {
         }
     }
 }
+
+/// Found by simulation: the OPEN that we owed left when the other connection went, and theirs was then judged as if it had not.
+#[test]
+fn an_open_held_on_a_connection_that_owes_its_own_is_answered_when_the_other_one_goes() {
+    let at = Instant::from_millis;
+    let (mut us, mut them) = (Ours::new(0, 1, 9), Ours::new(1, 2, 1));
+    us.begin(at(0));
+    them.begin(at(0));
+    let said = them.arrives(at(0), 1, Item::Ack);
+    let open = said.into_iter().find_map(|wish| if let Wish::Say(_, octets) = wish { Some(octets) } else { None }).unwrap();
+    us.arrives(at(1), 1, Item::Syn);
+    us.arrives(at(1), 1, Item::Message(open.clone()));
+    us.arrives(at(2), 0, Item::Ack);
+    us.arrives(at(2), 0, Item::Message(open));
+    let mut kinds = Vec::new();
+    while let Some(due) = us.deadline().filter(|due| *due < at(1200)) {
+        kinds.extend(us.times_out(due).into_iter().filter_map(|wish| match wish {
+            Wish::Say(0, octets) => Some(octets[18]),
+            _ => None,
+        }));
+    }
+    assert_eq!(kinds, [1, 4], "OPEN and KEEPALIVE, no NOTIFICATION");
+    assert_eq!(us.speaker.status()[&name()].state, NeighborState::OpenConfirm);
+}

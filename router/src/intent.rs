@@ -16,6 +16,8 @@ use martlet_bgp::{
     Bfd, Export, Family, GracefulRestart, HoldTime, Import, NeighborConfig, NeighborId, PrefixLimit, PrefixRange, Role,
 };
 
+use crate::net_ao::{Algorithm, AoKey};
+
 /// Seconds that a neighbour is asked to keep our routes while we restart, unless its object says otherwise.
 const RESTART_TIME_S: u16 = 120;
 
@@ -102,6 +104,8 @@ pub struct Transport {
     pub multihop: bool,
     /// TCP MD5.
     pub key: Option<Key>,
+    /// TCP-AO.
+    pub ao: Option<AoKey>,
 }
 
 /// A BGP neighbour: what it should be, and how it is reached.
@@ -240,6 +244,7 @@ impl Intent {
             min_ttl,
             multihop,
             key,
+            ao: extra.tcp_ao.as_ref().map(ao_key).transpose()?,
         };
         let neighbor = Neighbor { config, transport, bfd, description: router.description.clone() };
         self.neighbors.insert(NeighborId(name.clone()), neighbor);
@@ -316,6 +321,12 @@ fn session_id(remote: IpAddr, interface: &Arc<str>, profile: &view::Bfd, local: 
 fn secret(password: &view::Password) -> Result<Arc<[u8]>, String> {
     let known = password.secret.clone();
     known.ok_or_else(|| format!("the key {} of Secret {} is not known", password.key, password.source))
+}
+
+fn ao_key(spec: &view::TcpAo) -> Result<AoKey, String> {
+    let algorithm = Algorithm::named(&spec.algorithm)
+        .ok_or_else(|| format!("tcpAo.algorithm {}: accepted: HMAC-SHA-1-96, AES-128-CMAC-96", spec.algorithm))?;
+    Ok(AoKey::new(spec.send_id, spec.receive_id, algorithm, secret(&spec.key)?))
 }
 
 fn auth_kind(words: &str) -> Option<AuthKind> {

@@ -8,6 +8,7 @@
 pub mod bfd_io;
 pub mod control;
 pub mod core;
+pub mod debug;
 pub mod driver;
 pub mod gate;
 pub mod health;
@@ -16,6 +17,7 @@ pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod net;
+pub mod net_ao;
 pub mod net_plain;
 pub mod options;
 pub mod plan;

@@ -3,7 +3,7 @@
 //! A connection from another interface never arrives; one from an unknown source is closed by the driver before a byte of
 //! it is read. It knows no BGP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use crate::core::{Caller, Listener, Listeners};
 use crate::driver::{Accepted, Connecting, Net};
 use crate::intent::{Key, Transport};
+use crate::net_ao::{self, AoKey};
 use crate::sys;
 use crate::wires::close_reason;
 
@@ -42,6 +43,9 @@ pub struct KernelNet {
 struct Bound {
     socket: TcpListener,
     keys: BTreeMap<IpAddr, Key>,
+    ao: BTreeMap<IpAddr, AoKey>,
+    /// Whose key the kernel refused.
+    unprotected: BTreeSet<IpAddr>,
 }
 
 impl KernelNet {
@@ -81,19 +85,43 @@ impl Bound {
         let wanted: BTreeMap<IpAddr, Key> =
             callers.iter().filter_map(|(address, caller)| Some((*address, caller.key.clone()?))).collect();
         for address in self.keys.keys().filter(|address| !wanted.contains_key(*address)) {
-            log_key(sys::set_md5(self.socket.as_fd(), *address, &[]), *address);
+            log_key(&sys::set_md5(self.socket.as_fd(), *address, &[]), *address);
         }
         for (address, key) in wanted.iter().filter(|(address, key)| self.keys.get(*address) != Some(*key)) {
-            log_key(sys::set_md5(self.socket.as_fd(), *address, &key.0), *address);
+            let set = log_key(&sys::set_md5(self.socket.as_fd(), *address, &key.0), *address);
+            note(&mut self.unprotected, *address, set);
         }
         self.keys = wanted;
+        let wanted: BTreeMap<IpAddr, AoKey> =
+            callers.iter().filter_map(|(address, caller)| Some((*address, caller.ao.clone()?))).collect();
+        for (address, key) in self.ao.iter().filter(|(address, key)| wanted.get(*address) != Some(*key)) {
+            log_key(&net_ao::delete(self.socket.as_fd(), *address, key), *address);
+        }
+        for (address, key) in wanted.iter().filter(|(address, key)| self.ao.get(*address) != Some(*key)) {
+            let set = log_key(&net_ao::add(self.socket.as_fd(), *address, key), *address);
+            note(&mut self.unprotected, *address, set);
+        }
+        self.ao = wanted;
+        let (keys, ao) = (&self.keys, &self.ao);
+        self.unprotected.retain(|address| keys.contains_key(address) || ao.contains_key(address));
     }
 }
 
-fn log_key(result: io::Result<()>, address: IpAddr) {
-    if let Err(error) = result {
-        warn!(%address, %error, "the kernel did not take the TCP MD5 password of this neighbour");
+/// A neighbour whose key the kernel refused must not get in without one.
+fn note(unprotected: &mut BTreeSet<IpAddr>, address: IpAddr, is_set: bool) {
+    if is_set {
+        unprotected.remove(&address);
+    } else {
+        unprotected.insert(address);
     }
+}
+
+/// Whether it is as it should be.
+fn log_key(result: &io::Result<()>, address: IpAddr) -> bool {
+    if let Err(error) = result {
+        warn!(%address, %error, "the kernel did not take the TCP password or key of this neighbour");
+    }
+    result.is_ok()
 }
 
 fn new_socket(address: IpAddr, interface: &str) -> io::Result<Socket> {
@@ -135,7 +163,8 @@ fn bind(listener: &Listener, callers: &BTreeMap<IpAddr, Caller>) -> io::Result<B
     tune(&socket2::SockRef::from(&socket), any.is_ipv4(), ttl, None)?;
     socket.bind(&SocketAddr::new(any, listener.port).into())?;
     socket.listen(64)?;
-    let mut bound = Bound { socket: TcpListener::from_std(socket.into())?, keys: BTreeMap::new() };
+    let socket = TcpListener::from_std(socket.into())?;
+    let mut bound = Bound { socket, keys: BTreeMap::new(), ao: BTreeMap::new(), unprotected: BTreeSet::new() };
     bound.update_keys(callers);
     Ok(bound)
 }
@@ -146,6 +175,9 @@ fn prepare(transport: &Transport) -> io::Result<(TcpSocket, SocketAddr)> {
     tune(&socket2::SockRef::from(&socket), address.is_ipv4(), transport.ttl, transport.min_ttl)?;
     if let Some(key) = &transport.key {
         sys::set_md5(socket.as_fd(), address, &key.0)?;
+    }
+    if let Some(key) = &transport.ao {
+        net_ao::add(socket.as_fd(), address, key)?;
     }
     if let Some(source) = transport.source {
         socket.bind(&SocketAddr::new(source, 0).into())?;
@@ -194,6 +226,9 @@ impl Net for KernelNet {
             // What was reset before we took it is no news.
             while let Poll::Ready(result) = bound.socket.poll_accept(cx) {
                 let Ok((stream, remote)) = result else { continue };
+                if bound.unprotected.contains(&remote.ip()) {
+                    continue;
+                }
                 let Ok(local) = stream.local_addr() else { continue };
                 return Poll::Ready(Accepted { stream, interface: listener.interface.clone(), local, remote });
             }
@@ -210,7 +245,7 @@ impl Net for KernelNet {
 
     fn rekey(&mut self, stream: &TcpStream, address: IpAddr, key: Option<&Key>) {
         let key = key.map(|key| &*key.0).unwrap_or_default();
-        log_key(sys::set_md5(stream.as_fd(), address, key), address);
+        let _ = log_key(&sys::set_md5(stream.as_fd(), address, key), address);
     }
 }
 
@@ -235,7 +270,7 @@ mod tests {
 
     fn listeners(port: u16, key: Option<Key>) -> Listeners {
         let listener = Listener { interface: "lo".into(), index: 1, family: Family::Ipv4, port };
-        let caller = Caller { key, ttl: 1, min_ttl: None };
+        let caller = Caller { key, ao: None, ttl: 1, min_ttl: None };
         [(listener, [(IpAddr::V4(Ipv4Addr::LOCALHOST), caller)].into())].into()
     }
 
@@ -250,6 +285,7 @@ mod tests {
             min_ttl: None,
             multihop: false,
             key,
+            ao: None,
         }
     }
 
@@ -268,7 +304,7 @@ mod tests {
         let (mut stream, local, remote) = opened.unwrap();
         assert_eq!(&*accepted.interface, "lo");
         assert_eq!((accepted.remote, accepted.local), (local, remote));
-        net.set_up(&accepted.stream, &Caller { key: None, ttl: 255, min_ttl: None });
+        net.set_up(&accepted.stream, &Caller { key: None, ao: None, ttl: 255, min_ttl: None });
         stream.write_all(b"open").await.unwrap();
         let mut bytes = [0; 4];
         let mut theirs = accepted.stream;

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tracing::warn;
@@ -28,11 +29,11 @@ pub struct PlainNet {
 }
 
 impl PlainNet {
-    /// Listens at `addresses`, with the passwords of those neighbours that have one.
+    /// Listens at `addresses`, with the passwords of those neighbours, or prefixes of them, that have one.
     ///
     /// # Errors
     /// When an address cannot be bound, or the kernel knows no TCP MD5; names the address.
-    pub fn bind(addresses: &[SocketAddr], keys: &BTreeMap<IpAddr, Key>) -> io::Result<Self> {
+    pub fn bind(addresses: &[SocketAddr], keys: &BTreeMap<IpNet, Key>) -> io::Result<Self> {
         let named =
             |address: SocketAddr| move |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
         let listeners = addresses.iter().map(|address| listen(*address, keys).map_err(named(*address)));
@@ -40,15 +41,19 @@ impl PlainNet {
     }
 }
 
-fn listen(address: SocketAddr, keys: &BTreeMap<IpAddr, Key>) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, keys: &BTreeMap<IpNet, Key>) -> io::Result<TcpListener> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    for (neighbor, key) in keys.iter().filter(|(neighbor, _)| neighbor.is_ipv4() == address.is_ipv4()) {
-        sys::set_md5(socket.as_fd(), *neighbor, &key.0)?;
+    for (neighbor, key) in keys.iter().filter(|(neighbor, _)| neighbor.addr().is_ipv4() == address.is_ipv4()) {
+        if neighbor.prefix_len() == neighbor.max_prefix_len() {
+            sys::set_md5(socket.as_fd(), neighbor.addr(), &key.0)?;
+        } else {
+            sys::set_md5_prefix(socket.as_fd(), *neighbor, &key.0)?;
+        }
     }
     socket.bind(&address.into())?;
     socket.listen(128)?;
@@ -111,5 +116,48 @@ impl Net for PlainNet {
         if let Err(error) = sys::set_md5(stream.as_fd(), address, secret) {
             warn!(%address, %error, "the password of this neighbour could not be changed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn transport(port: u16, key: &str) -> Transport {
+        Transport {
+            address: "127.0.0.1".parse().unwrap(),
+            interface: Arc::from(""),
+            local_port: 0,
+            remote_port: port,
+            source: Some("127.0.0.7".parse().unwrap()),
+            ttl: 64,
+            min_ttl: None,
+            multihop: false,
+            key: Some(Key(key.as_bytes().into())),
+            ao: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_password_of_a_prefix_is_asked_of_every_address_of_it() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let keys = [("127.0.0.0/24".parse().unwrap(), Key((*b"secret").into()))].into();
+        let mut net = PlainNet::bind(&[SocketAddr::from(([127, 0, 0, 1], port))], &keys).unwrap();
+        let mut other = PlainNet::bind(&[], &BTreeMap::new()).unwrap();
+        let wrong = other.connect(&transport(port, "wrong"));
+        tokio::select! {
+            biased;
+            opened = wrong => panic!("{opened:?}"),
+            _ = poll_fn(|cx| net.poll_accept(cx)) => panic!("accepted with a wrong password"),
+            () = tokio::time::sleep(Duration::from_millis(300)) => {}
+        }
+        let right = other.connect(&transport(port, "secret"));
+        let accept = tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| net.poll_accept(cx)));
+        let (accepted, opened) = tokio::join!(accept, right);
+        assert_eq!(accepted.unwrap().remote, opened.unwrap().1);
     }
 }

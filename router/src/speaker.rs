@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use martlet_bfd::{SessionConfig, SessionId, SessionStatus, State};
 use martlet_bgp::{
-    BfdState, ConnectionId, Endpoints, Event, Input, Local, NeighborConfig, NeighborId, Output, Speaker, Ticket,
+    BfdState, CloseReason, ConnectionId, Endpoints, Event, Input, Local, NeighborConfig, NeighborId, Output, Speaker,
+    Ticket,
 };
 use martlet_clock::Instant;
 use martlet_netlink::{NextHop, Object, Owner, Route, RouteKind};
@@ -55,6 +56,8 @@ pub struct Neighbor {
     pub source: Option<IpAddr>,
     /// TTL of a multihop session.
     pub multihop: Option<u8>,
+    /// The kernel table that its routes are written to; else that of [`Options`].
+    pub kernel_table: Option<u32>,
     /// BFD.
     pub bfd: Option<SessionConfig>,
 }
@@ -70,7 +73,7 @@ pub struct Options {
     pub neighbors: BTreeMap<NeighborId, Neighbor>,
     /// What it announces of its own.
     pub originate: BTreeSet<IpNet>,
-    /// The kernel table that learned routes are written to.
+    /// The kernel table that learned routes are written to. All tables that are named are the same one.
     pub kernel_table: Option<u32>,
     /// Whether every route that is learned or lost is an event.
     pub tell_routes: bool,
@@ -86,14 +89,14 @@ pub type Listener = Box<dyn FnMut(&Event, &Speaker)>;
 /// # Errors
 /// When an address cannot be listened on, or the machine gives no netlink or thread.
 pub async fn run(options: Options, signals: mpsc::Receiver<Signal>, tell: Listener) -> Result<()> {
-    let keys = options.neighbors.values().filter(|one| !one.dynamic);
-    let keys = keys.filter_map(|one| Some((one.address.addr(), one.key.clone()?))).collect();
+    let keys = options.neighbors.values().filter_map(|one| Some((one.address.trunc(), one.key.clone()?))).collect();
+    let kernel_table = options.kernel_table.or(options.neighbors.values().find_map(|one| one.kernel_table));
     let net = PlainNet::bind(&options.listen, &keys).context("cannot listen")?;
     // Not guessable: discriminators and source ports of BFD come from it.
     let seed = RandomState::new().build_hasher().finish();
     let owner = Owner {
         protocol: PROTOCOL,
-        tables: options.kernel_table.map(|table| table..=table).into_iter().collect(),
+        tables: kernel_table.map(|table| table..=table).into_iter().collect(),
         priorities: Vec::new(),
     };
     let mut speaker = Speaker::new(options.local.clone(), seed);
@@ -109,7 +112,10 @@ pub async fn run(options: Options, signals: mpsc::Receiver<Signal>, tell: Listen
         tickets: 0,
         members: BTreeMap::new(),
         links: Links::default(),
-        mirror: Mirror::new(Learned { table: options.kernel_table.unwrap_or_default(), metric: METRIC }),
+        mirror: Mirror::new(Learned { table: kernel_table.unwrap_or_default(), metric: METRIC }),
+        kernel_table,
+        connections: BTreeMap::new(),
+        held: BTreeMap::new(),
         changed: false,
         stopping: false,
         tell,
@@ -134,6 +140,13 @@ struct Plain {
     members: BTreeMap<NeighborId, Neighbor>,
     links: Links,
     mirror: Mirror,
+    /// The table of all that have one.
+    kernel_table: Option<u32>,
+    /// Whose each connection is, tried ones included.
+    connections: BTreeMap<ConnectionId, NeighborId>,
+    /// Those that are not tried because their interface has no carrier: an unanswered question for a link address would be
+    /// repeated once a second, so that the first SYN after the carrier's return would wait for it.
+    held: BTreeMap<ConnectionId, NeighborId>,
     changed: bool,
     stopping: bool,
     tell: Listener,
@@ -236,6 +249,7 @@ impl Plain {
                 if links != self.links {
                     self.links = links;
                     self.set_bfd();
+                    self.follow_carrier();
                     let prefixes: Vec<IpNet> = self.speaker.prefixes().chain(self.mirror.learned()).collect();
                     for prefix in prefixes {
                         self.plan(prefix);
@@ -273,13 +287,18 @@ impl Plain {
 
     /// The route to `prefix` over the best next hops that are on a link.
     fn plan(&mut self, prefix: IpNet) {
-        let Some(table) = self.options.kernel_table else { return };
+        let Some(table) = self.kernel_table else { return };
+        let written = |id: &NeighborId| {
+            let own = self.members.get(id).and_then(|one| one.kernel_table);
+            own.or(self.options.kernel_table).is_some()
+        };
         let hop = |hop: IpAddr, weight: u16| {
             let link = self.links.iter().find(|link| on_link(link, hop))?;
             Some(NextHop { gateway: Some(hop), interface: Some(link.index), weight, onlink: false })
         };
         let paths = self.speaker.paths(&prefix);
-        let mut hops: Vec<NextHop> = paths.iter().filter_map(|path| hop(path.next_hop, path.weight.max(1))).collect();
+        let paths = paths.iter().filter(|path| written(&path.neighbor));
+        let mut hops: Vec<NextHop> = paths.filter_map(|path| hop(path.next_hop, path.weight.max(1))).collect();
         hops.sort();
         hops.dedup();
         let kind = RouteKind::Unicast(hops);
@@ -299,7 +318,10 @@ impl Plain {
                 self.speaker.handle(now, Input::Connected(id, endpoints));
             }
             Happened::Received(id) => self.speaker.handle(now, Input::Received(id, self.wires.received())),
-            Happened::Closed(id, reason) => self.speaker.handle(now, Input::Closed(id, reason)),
+            Happened::Closed(id, reason) => {
+                self.connections.remove(&id);
+                self.speaker.handle(now, Input::Closed(id, reason));
+            }
             Happened::Accepted(accepted) => self.on_accepted(accepted),
         }
     }
@@ -360,6 +382,7 @@ impl Plain {
             min_ttl: None,
             multihop: neighbor.multihop.is_some(),
             key: neighbor.key.clone(),
+            ao: None,
         })
     }
 
@@ -371,15 +394,18 @@ impl Plain {
                 Output::Accept(ticket, id) => {
                     if let Some((stream, neighbor)) = self.waiting.remove(&ticket) {
                         if let Some(transport) = self.transport(&neighbor) {
-                            let caller = Caller { key: transport.key, ttl: transport.ttl, min_ttl: None };
+                            let caller = Caller { key: transport.key, ao: None, ttl: transport.ttl, min_ttl: None };
                             self.net.set_up(&stream, &caller);
                         }
+                        self.connections.insert(id, neighbor);
                         self.wires.open(id, stream);
                     }
                 }
                 Output::Refuse(ticket) => drop(self.waiting.remove(&ticket)),
                 Output::Ready(id) => self.wires.ready(id),
                 Output::Close(id) => {
+                    self.connections.remove(&id);
+                    self.held.remove(&id);
                     let (speaker, now) = (&mut self.speaker, self.clock.now());
                     self.wires.close(id, |out| speaker.transmit(now, id, out, usize::MAX));
                 }
@@ -391,8 +417,34 @@ impl Plain {
     }
 
     fn connect(&mut self, neighbor: &NeighborId, id: ConnectionId) {
-        if let Some(transport) = self.transport(neighbor) {
+        if self.lost_carrier(neighbor).is_some() {
+            self.held.insert(id, neighbor.clone());
+        } else if let Some(transport) = self.transport(neighbor) {
+            self.connections.insert(id, neighbor.clone());
             self.wires.connect(id, self.net.connect(&transport));
+        }
+    }
+
+    /// The interface of a neighbour that is on a link, if that has no carrier.
+    fn lost_carrier(&self, neighbor: &NeighborId) -> Option<Arc<str>> {
+        let neighbor = self.members.get(neighbor).filter(|one| one.multihop.is_none())?;
+        let link = self.links.iter().find(|link| on_link(link, neighbor.address.addr()))?;
+        (!(link.up && link.carrier)).then(|| link.name.clone())
+    }
+
+    /// A session over a link that lost its carrier ends at once, and is tried as soon as it is back.
+    fn follow_carrier(&mut self) {
+        let all: Vec<_> = self.connections.iter().map(|(id, neighbor)| (*id, neighbor.clone())).collect();
+        for (id, neighbor) in all {
+            if let Some(interface) = self.lost_carrier(&neighbor) {
+                self.connections.remove(&id);
+                self.wires.close(id, |_| false);
+                let reason = CloseReason::Other(format!("interface {interface} lost its carrier").into());
+                self.speaker.handle(self.now(), Input::Closed(id, reason));
+            }
+        }
+        for (id, neighbor) in std::mem::take(&mut self.held) {
+            self.connect(&neighbor, id);
         }
     }
 
@@ -404,7 +456,7 @@ impl Plain {
         while self.changed {
             let prefixes = self.speaker.changed(PULL);
             self.changed = !prefixes.is_empty();
-            if self.options.kernel_table.is_some() && !self.stopping {
+            if self.kernel_table.is_some() && !self.stopping {
                 for prefix in prefixes {
                     self.plan(prefix);
                 }

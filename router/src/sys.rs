@@ -6,12 +6,17 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use ipnet::IpNet;
 use libc::{c_int, socklen_t};
 
 /// Longest password of TCP MD5, octets.
 pub const MD5_MAX: usize = 80;
 /// linux/tcp.h; the address is exact, not a prefix.
 const TCP_MD5SIG: c_int = 14;
+/// linux/tcp.h; the address is a prefix.
+const TCP_MD5SIG_EXT: c_int = 32;
+/// linux/tcp.h
+const TCP_MD5SIG_FLAG_PREFIX: u8 = 1;
 /// linux/in.h
 const IP_MINTTL: c_int = 21;
 /// linux/in6.h
@@ -37,8 +42,22 @@ fn set<T>(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: &T) -> io:
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A TCP option whose value is plain octets.
+pub fn set_tcp<const N: usize>(socket: BorrowedFd<'_>, option: c_int, value: &[u8; N]) -> io::Result<()> {
+    set(socket, libc::IPPROTO_TCP, option, value)
+}
+
 /// Segments from and to `address` carry the MD5 of `key`; an empty key removes it.
 pub fn set_md5(socket: BorrowedFd<'_>, address: IpAddr, key: &[u8]) -> io::Result<()> {
+    md5(socket, address, None, key)
+}
+
+/// The same for all addresses of a prefix.
+pub fn set_md5_prefix(socket: BorrowedFd<'_>, prefix: IpNet, key: &[u8]) -> io::Result<()> {
+    md5(socket, prefix.network(), Some(prefix.prefix_len()), key)
+}
+
+fn md5(socket: BorrowedFd<'_>, address: IpAddr, prefix_length: Option<u8>, key: &[u8]) -> io::Result<()> {
     let length = u16::try_from(key.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: all zeroes is a valid value of this plain C struct.
     let mut signature: TcpMd5Sig = unsafe { std::mem::zeroed() };
@@ -47,6 +66,9 @@ pub fn set_md5(socket: BorrowedFd<'_>, address: IpAddr, key: &[u8]) -> io::Resul
     };
     room.copy_from_slice(key);
     signature.key_length = length;
+    signature.flags = if prefix_length.is_some() { TCP_MD5SIG_FLAG_PREFIX } else { 0 };
+    signature.prefix_length = prefix_length.unwrap_or_default();
+    let option = if prefix_length.is_some() { TCP_MD5SIG_EXT } else { TCP_MD5SIG };
     let name = socket2::SockAddr::from(std::net::SocketAddr::new(address, 0));
     // SAFETY: `name` holds a valid address of `name.len()` octets, which fits a `sockaddr_storage`.
     unsafe {
@@ -54,7 +76,7 @@ pub fn set_md5(socket: BorrowedFd<'_>, address: IpAddr, key: &[u8]) -> io::Resul
         let from = name.as_ptr().cast::<u8>();
         std::ptr::copy_nonoverlapping(from, to, usize::try_from(name.len()).unwrap_or(0));
     }
-    match set(socket, libc::IPPROTO_TCP, TCP_MD5SIG, &signature) {
+    match set(socket, libc::IPPROTO_TCP, option, &signature) {
         // Removing what is not there.
         Err(error) if key.is_empty() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result,

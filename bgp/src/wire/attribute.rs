@@ -435,8 +435,12 @@ impl<'a> Attributes<'a> {
             }
             if let Some(flags) = flags_of(one.kind)
                 && flags != one.flags & (OPTIONAL | TRANSITIVE)
-                && !matches!(one.kind, kind::AIGP | kind::PREFIX_SID)
             {
+                // RFC 7311 section 3, RFC 8669 section 6: whatever is wrong with these, only they go.
+                if matches!(one.kind, kind::AIGP | kind::PREFIX_SID) {
+                    fault((AttributeError::Flags, Approach::AttributeDiscard));
+                    continue;
+                }
                 // RFC 7606 section 3 c.
                 fault((AttributeError::Flags, Approach::TreatAsWithdraw));
             }
@@ -558,7 +562,7 @@ impl<'a> Attributes<'a> {
             kind::TRAFFIC_ENGINEERING if value.len() < 36 => return withdraw(Length),
             // RFC 7311 section 3.3: not enabled, so as if it were unknown and not transitive.
             kind::AIGP | kind::TRAFFIC_ENGINEERING => (),
-            _ if one.flags & OPTIONAL == 0 => return reset(Unrecognized),
+            _ if one.flags & OPTIONAL == 0 && flags_of(one.kind).is_none() => return reset(Unrecognized),
             _ if one.flags & TRANSITIVE != 0 => self.pass_on(one),
             _ => (),
         }

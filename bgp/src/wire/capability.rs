@@ -65,6 +65,8 @@ pub enum Capability {
     FourOctetAs(u32),
     /// `BoRR` and `EoRR` (RFC 7313).
     EnhancedRouteRefresh,
+    /// The session waits for BFD (draft-ietf-idr-bgp-bfd-strict-mode).
+    BfdStrict,
     /// A role that no RFC has given a meaning.
     UnknownRole(u8),
     /// Anything else, or one of the above with a malformed value: its code. Ignored.
@@ -123,6 +125,7 @@ impl Capability {
             Self::GracefulRestart(_) => 64,
             Self::FourOctetAs(_) => 65,
             Self::EnhancedRouteRefresh => 70,
+            Self::BfdStrict => 74,
             Self::Other(code) => *code,
         }
     }
@@ -142,6 +145,7 @@ impl Capability {
             (64, value) => graceful_restart(value).map(Self::GracefulRestart),
             (65, value @ [_, _, _, _]) => be_u32::<_, ()>(value).ok().map(|(_, asn)| Self::FourOctetAs(asn)),
             (70, []) => Some(Self::EnhancedRouteRefresh),
+            (74, []) => Some(Self::BfdStrict),
             _ => None,
         };
         known.unwrap_or(Self::Other(code))
@@ -175,7 +179,11 @@ impl Capability {
                 }
             }
             Self::FourOctetAs(asn) => value.put_u32(*asn),
-            Self::RouteRefresh | Self::ExtendedMessage | Self::EnhancedRouteRefresh | Self::Other(_) => (),
+            Self::RouteRefresh
+            | Self::ExtendedMessage
+            | Self::EnhancedRouteRefresh
+            | Self::BfdStrict
+            | Self::Other(_) => (),
         }
         out.put_u8(self.code());
         out.put_u8(length8(value.len()));
@@ -220,7 +228,8 @@ pub(crate) mod tests {
             restart,
             any::<u32>().prop_map(Capability::FourOctetAs),
             Just(Capability::EnhancedRouteRefresh),
-            (71u8..).prop_map(Capability::Other),
+            Just(Capability::BfdStrict),
+            (75u8..).prop_map(Capability::Other),
         ]
     }
 

@@ -65,9 +65,10 @@ struct Neighbor {
     #[serde(default)]
     export: Policy,
     local_address: Option<IpAddr>,
-    multihop: Option<u8>,
+    multihop: Option<Multihop>,
     bfd: Option<BfdFile>,
     maximum_prefixes: Option<u32>,
+    kernel_table: Option<u32>,
     #[serde(default)]
     route_reflector_client: bool,
     #[serde(default)]
@@ -86,6 +87,24 @@ impl From<FamilyName> for Family {
         match name {
             FamilyName::Ipv4 => Self::Ipv4,
             FamilyName::Ipv6 => Self::Ipv6,
+        }
+    }
+}
+
+/// `true`, or how many hops away the neighbour may be.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum Multihop {
+    Any(bool),
+    Hops(u8),
+}
+
+impl Multihop {
+    fn parse(self) -> anyhow::Result<Option<u8>> {
+        match self {
+            Self::Any(any) => Ok(any.then_some(u8::MAX)),
+            Self::Hops(0) => bail!("multihop: 0; accepted: true, false, 1 to 255"),
+            Self::Hops(hops) => Ok(Some(hops)),
         }
     }
 }
@@ -139,6 +158,8 @@ pub struct NeighborFile {
     pub local_address: Option<IpAddr>,
     /// TTL of a multihop session.
     pub multihop: Option<u8>,
+    /// The kernel table that its routes are written to; else the file's.
+    pub kernel_table: Option<u32>,
     /// BFD: least transmit and receive intervals, multiplier.
     pub bfd: Option<(Duration, Duration, u8)>,
     /// The speaker's part.
@@ -174,6 +195,10 @@ impl Config {
                 "neighbors[{index}]: {address} stands twice"
             );
         }
+        let tables: BTreeSet<u32> =
+            neighbors.values().filter_map(|one: &NeighborFile| one.kernel_table).chain(file.kernel_table).collect();
+        ensure!(tables.len() <= 1, "kernelTable: {tables:?}; accepted: one table for all that have one");
+        ensure!(!tables.contains(&0), "kernelTable: 0 is no table; accepted: 1 to 4294967295");
         Ok(Self {
             local_asn: file.local_asn,
             router_id: file.router_id,
@@ -209,6 +234,7 @@ impl Neighbor {
         if let Some(password) = &self.password {
             ensure!((1..=80).contains(&password.len()), "password: {} octets; accepted: 1 to 80", password.len());
         }
+        let multihop = self.multihop.map(Multihop::parse).transpose()?.flatten();
         let bfd = self.bfd.map(|bfd| bfd.parse()).transpose()?;
         if bfd.is_some() {
             config.bfd = martlet_bgp::Bfd::Loose;
@@ -219,7 +245,8 @@ impl Neighbor {
             port: self.port,
             password: self.password,
             local_address: self.local_address,
-            multihop: self.multihop,
+            multihop,
+            kernel_table: self.kernel_table,
             bfd,
             config,
         })

@@ -40,18 +40,28 @@ pub fn line(event: &Event, speaker: &Speaker) -> Option<String> {
         Event::EndOfRib { neighbor, family: one } => {
             json!({"neighbor": neighbor.0, "event": "endOfRib", "family": family(*one)})
         }
-        Event::TreatAsWithdraw { neighbor, text } => {
-            json!({"neighbor": neighbor.0, "event": "treatAsWithdraw", "text": text})
+        Event::TreatAsWithdraw { neighbor, kind, raw, prefixes, text } => {
+            let first = prefixes.first();
+            json!({
+                "neighbor": neighbor.0, "event": "treatAsWithdraw", "attribute": kind, "raw": hex(raw), "text": text,
+                "family": first.map(|first| family(Family::of(first))), "prefix": first, "prefixes": prefixes,
+            })
         }
-        Event::AttributeDiscard { neighbor, text } => {
-            json!({"neighbor": neighbor.0, "event": "attributeDiscard", "text": text})
-        }
+        Event::AttributeDiscard { neighbor, kind, raw, text } => json!({
+            "neighbor": neighbor.0, "event": "attributeDiscard", "attribute": kind, "raw": hex(raw), "text": text,
+        }),
         Event::PrefixWarning { neighbor, family: one, count } => {
             json!({"neighbor": neighbor.0, "event": "prefixWarning", "family": family(*one), "count": count})
         }
     };
     if let Value::Object(fields) = &mut line {
         fields.insert("time".into(), json!(time()));
+        // Every line has every field of the format, so that a reader need not ask.
+        for (field, nothing) in
+            [("family", Value::Null), ("prefix", Value::Null), ("attributes", json!({})), ("raw", json!(""))]
+        {
+            fields.entry(field).or_insert(nothing);
+        }
     }
     Some(line.to_string())
 }

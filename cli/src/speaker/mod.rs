@@ -31,9 +31,10 @@ A file:
   - {address: 10.0.0.2, remoteASN: 65002, holdTime: 90s, families: [ipv4, ipv6], import: all, export: all}
   originate: [20.0.0.1/32, \"2000::1/128\"]
 
-Optional keys of a neighbour: port, passive, password, localAddress, multihop, bfd, maximumPrefixes,
-routeReflectorClient, dynamic (its address is then a prefix). import and export: all, none (the default),
-default, or a list of prefixes. Optional key of the file: kernelTable.";
+Optional keys of a neighbour: port, passive, password, localAddress, multihop (true, or hops), maximumPrefixes,
+bfd: {minTx: 300ms, minRx: 300ms, multiplier: 3}, routeReflectorClient, dynamic (its address is then a prefix, it
+may come from any address of it). import and export: all, none (the default), default, or a list of prefixes.
+kernelTable, of the file or of neighbours: learned routes are written to that table of the kernel.";
 
 /// The flags.
 #[derive(Debug, clap::Args)]
@@ -106,6 +107,7 @@ impl From<config::NeighborFile> for speaker::Neighbor {
             key: file.password.map(|password| Key(password.into_bytes().into())),
             source: file.local_address,
             multihop: file.multihop,
+            kernel_table: file.kernel_table,
             bfd,
         }
     }

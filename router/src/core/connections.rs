@@ -20,7 +20,7 @@ impl Router {
         for (id, neighbor) in &intent.neighbors {
             let Some(old) = before.neighbors.get(id).map(|old| &old.transport) else { continue };
             let new = &neighbor.transport;
-            let place = |t: &Transport| (t.address, t.interface.clone(), t.source, t.ttl, t.min_ttl);
+            let place = |t: &Transport| (t.address, t.interface.clone(), t.source, t.ttl, t.min_ttl, t.ao.clone());
             if place(old) != place(new) {
                 moved.push(id.clone());
             } else if old.key != new.key {
@@ -187,5 +187,6 @@ impl Router {
 }
 
 fn caller(transport: &Transport) -> Caller {
-    Caller { key: transport.key.clone(), ttl: transport.ttl, min_ttl: transport.min_ttl }
+    let (key, ao) = (transport.key.clone(), transport.ao.clone());
+    Caller { key, ao, ttl: transport.ttl, min_ttl: transport.min_ttl }
 }

@@ -84,6 +84,8 @@ pub struct Listener {
 pub struct Caller {
     /// TCP MD5.
     pub key: Option<Key>,
+    /// TCP-AO.
+    pub ao: Option<crate::net_ao::AoKey>,
     /// TTL or hop limit of what we send.
     pub ttl: u8,
     /// The least that we accept.
