@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use martlet_bgp::HoldTime;
 use martlet_router::options::{self, Options};
-use martlet_router::run;
+use martlet_router::{debug, run};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,6 +15,7 @@ Examples:
   martlet router --config-dir /etc/martlet --gateway sllb-a --external-interface vlan-100
   martlet router --config-dir /etc/martlet --gateway sllb-a --lb-socket ''    every VIP counts as ready
   martlet router --clean                                                      remove what a router left in the kernel
+  martlet router --debug                                                      what to attach to a question, as JSON
   martlet router --variables                                                  the NFE_* variables, as Markdown";
 
 /// The flags; what is not given comes from the environment, else from the defaults.
@@ -102,6 +103,9 @@ pub struct Args {
     /// Remove the routes and rules that a router left, and end.
     #[arg(long)]
     clean: bool,
+    /// Print what is to be known of this machine as one JSON (links, rules, routes, neighbours, environment), and end.
+    #[arg(long)]
+    debug: bool,
     /// Print the table of NFE_* variables, and end.
     #[arg(long)]
     variables: bool,
@@ -112,6 +116,10 @@ impl Args {
     pub async fn run(self) -> anyhow::Result<()> {
         if self.variables {
             print!("{}", options::markdown());
+            return Ok(());
+        }
+        if self.debug {
+            println!("{:#}", debug::report().await?);
             return Ok(());
         }
         let clean = self.clean;
