@@ -101,7 +101,7 @@ def digest(octets: bytes) -> str:
 
 def archive(options: argparse.Namespace, when: int) -> int:
     base, product = files(options.binary)
-    layers = [layer(base, FOLDERS, when, False), layer(product, {}, when, options.effective)]
+    layers = [layer(base, FOLDERS, when, effective=False), layer(product, {}, when, options.effective)]
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
     config = json.dumps({
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
@@ -146,7 +146,7 @@ def lay_out(options: argparse.Namespace) -> None:
         (root / path).mkdir(parents=True, exist_ok=True)
         os.chown(root / path, owner, owner)
     (root / "tmp").chmod(0o1777)
-    os.setxattr(root / "usr/bin/martlet", "security.capability", capability(False))
+    os.setxattr(root / "usr/bin/martlet", "security.capability", capability(effective=False))
 
 
 def component(kind: str, name: str, version: str, purl: str, licence: str = "", sha256: str = "") -> dict:
