@@ -19,6 +19,7 @@ pub mod probe;
 pub mod process;
 pub mod sweep;
 pub mod sys;
+pub mod topology;
 pub mod wait;
 pub mod wire;
 

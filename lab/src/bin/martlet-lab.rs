@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use martlet_lab::{app, bench, bfd, demo, interop, sweep};
+use martlet_lab::{app, bench, bfd, demo, interop, sweep, topology};
 
 /// Labs in network namespaces: the demo, applications, what was left behind.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ enum Command {
     Bench(bench::Options),
     /// The speaker against other speakers, as those report it; writes docs/interop.md.
     Interop(interop::Options),
+    /// A topology of deploy/containerlab in namespaces, without containers.
+    Topology(topology::Options),
     /// Removes labs that were left up or left behind.
     Clean {
         /// Only this lab.
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Bfd(arguments) => bfd::serve(&arguments),
         Command::Bench(options) => bench::run(&options),
         Command::Interop(options) => interop::run(&options),
+        Command::Topology(options) => topology::run(&options),
         Command::Clean { name } => sweep::sweep(sweep::Depth::Everything, name.as_deref()).map(|labs| {
             for lab in labs {
                 println!("removed {lab}");
