@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::Tables;
 use crate::packet::Malformed;
@@ -77,7 +78,7 @@ impl Count {
         self.octets += u64::from(octets);
     }
 
-    fn fold(&mut self, other: Self) {
+    pub(crate) fn fold(&mut self, other: Self) {
         self.packets += other.packets;
         self.octets += other.octets;
     }
@@ -94,6 +95,46 @@ pub struct Counters {
     pub drops: BTreeMap<Reason, u64>,
     /// Packets in each batch that was received, by queue: batches and packets.
     pub queues: BTreeMap<u16, (u64, u64)>,
+    /// How long packets were with us, by queue.
+    pub latencies: BTreeMap<u16, Latency>,
+}
+
+/// Bounds of a [`Latency`], microseconds; what took longer than the last one is only in its sum.
+pub const BOUNDS_US: [u64; 9] = [5, 10, 20, 50, 100, 200, 500, 1000, 10_000];
+
+/// How long packets were with us, from the call that received them to the call that gave their verdicts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Latency {
+    /// Packets by the first of [`BOUNDS_US`] that they did not exceed.
+    pub buckets: [u64; BOUNDS_US.len()],
+    /// All packets.
+    pub packets: u64,
+    /// Their times together, nanoseconds.
+    pub sum_ns: u64,
+}
+
+impl Latency {
+    fn add(&mut self, packets: u64, time: Duration) {
+        let (ns, us) = (nanoseconds(time), nanoseconds(time) / 1000);
+        let bucket = self.buckets.iter_mut().zip(BOUNDS_US).find(|(_, bound)| us < *bound);
+        if let Some((bucket, _)) = bucket {
+            *bucket += packets;
+        }
+        self.packets += packets;
+        self.sum_ns += ns.saturating_mul(packets);
+    }
+
+    fn fold(&mut self, other: Self) {
+        for (bucket, more) in self.buckets.iter_mut().zip(other.buckets) {
+            *bucket += more;
+        }
+        self.packets += other.packets;
+        self.sum_ns += other.sum_ns;
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What one thread counted since it last folded.
@@ -106,6 +147,7 @@ pub struct Tally {
     drops: BTreeMap<Reason, u64>,
     batches: u64,
     packets: u64,
+    latency: Latency,
 }
 
 impl Tally {
@@ -125,6 +167,11 @@ impl Tally {
     /// A packet was dropped.
     pub fn dropped(&mut self, reason: Reason) {
         *self.drops.entry(reason).or_default() += 1;
+    }
+
+    /// So many packets had their verdicts so long after they were received.
+    pub fn judged(&mut self, packets: u64, time: Duration) {
+        self.latency.add(packets, time);
     }
 
     /// So many packets came in one batch.
@@ -151,5 +198,25 @@ impl Tally {
         let (batches, packets) = counters.queues.entry(queue).or_default();
         *batches += std::mem::take(&mut self.batches);
         *packets += std::mem::take(&mut self.packets);
+        counters.latencies.entry(queue).or_default().fold(std::mem::take(&mut self.latency));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_fall_into_the_first_bucket_that_holds_them() {
+        let mut tally = Tally::default();
+        tally.judged(3, Duration::from_nanos(4_999));
+        tally.judged(2, Duration::from_micros(5));
+        tally.judged(1, Duration::from_secs(1));
+        let mut counters = Counters::default();
+        tally.fold(7, &Tables::default(), &mut counters);
+        let latency = counters.latencies[&7];
+        assert_eq!((latency.buckets[..3].to_vec(), latency.packets), (vec![3, 2, 0], 6));
+        assert_eq!(latency.sum_ns, 3 * 4_999 + 2 * 5_000 + 1_000_000_000);
+        assert_eq!(latency.buckets.iter().sum::<u64>(), 5, "longer than the last bound");
     }
 }

@@ -19,7 +19,8 @@ use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
 
 use crate::counters::Counters;
 use crate::engine::FragmentMode;
-use crate::offload::{Engine, Offload, offload};
+use crate::offload::counts::{self, Counts};
+use crate::offload::{Engine, MOST_ELEMENTS, Offload, offload};
 use crate::queue::Queues;
 use crate::readiness::Server;
 use crate::ready::{Facts, meanwhile, partially_served, readiness};
@@ -65,6 +66,8 @@ struct State {
     have: BTreeSet<Object>,
     /// Our nftables table in the kernel.
     table: Option<nft::Table>,
+    /// What nftables forwarded by itself.
+    counts: Counts,
     told: BTreeSet<String>,
     /// Endpoints that the kernel asks for without an answer, and at how many checks in a row it did.
     unanswered: BTreeMap<IpAddr, u32>,
@@ -243,6 +246,20 @@ impl Follower {
         changed
     }
 
+    /// Reads what nftables counted.
+    pub fn count(&mut self) {
+        let has_counters = |table: &nft::Table| table.sets.contains_key(counts::ENDPOINTS);
+        if !self.state.table.as_ref().is_some_and(has_counters) {
+            return;
+        }
+        let mut read = |set| self.nft.counts(NFT_TABLE, set);
+        match (read(counts::ROUTES), read(counts::ENDPOINTS)) {
+            (Ok(routes), Ok(endpoints)) => self.state.counts.take(routes, endpoints, &self.state.targets.tables),
+            // Somebody deleted the table: that is told elsewhere.
+            (Err(error), _) | (_, Err(error)) => tracing::debug!(%error, "counters cannot be read"),
+        }
+    }
+
     /// Another had a hand in our nftables table: it is made anew.
     pub fn table_changed(&mut self) {
         tracing::warn!("somebody changed our nftables table");
@@ -258,6 +275,8 @@ impl Follower {
     /// All that is known.
     pub fn status(&self) -> Status {
         let State { view, targets, facts, engine, alive, reached, partial, .. } = &self.state;
+        let mut counters = self.queues.counters();
+        self.state.counts.add_to(&mut counters);
         Status {
             view: view.clone(),
             targets: targets.clone(),
@@ -266,7 +285,7 @@ impl Follower {
             connectivity: *self.server.connectivity().borrow(),
             engine: engine.clone(),
             alive: *alive,
-            counters: self.queues.counters(),
+            counters,
             dead: self.settings.dead.clone(),
             source_reached: *reached,
             partial: partial.clone(),
@@ -373,7 +392,12 @@ impl Follower {
             (None, Engine::Queue) => (Some(offload), "queue, and the kernel while nobody listens there".into()),
             (None, _) => {
                 let Offload { elements, rules, .. } = &offload;
-                let words = format!("kernel: {rules} rules, {elements} slots");
+                let mut words = format!("kernel: {rules} rules, {elements} slots");
+                if self.state.targets.part > 1 {
+                    let part = self.state.targets.part;
+                    words +=
+                        &format!(" (tables of 1/{part} of their size, so that they fit into {MOST_ELEMENTS} slots)");
+                }
                 (Some(offload), words)
             }
         }

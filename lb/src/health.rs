@@ -1,7 +1,8 @@
 //! gRPC health (`grpc.health.v1`): what kubelet asks.
 //!
-//! `Readiness` (and the empty name): all queue threads answer, the source has said what exists, and we are not about to
-//! end. `Engine`: the first of these alone. Whether a VIP is ready is not asked here: that is between us and the router.
+//! `Readiness`: all queue threads answer, the source has said what exists and can be read, and we are not about to end.
+//! `Engine` (and the empty name, for which a liveness probe asks): the first of these alone, so that losing the source does
+//! not end what forwards. Whether a VIP is ready is not asked here: that is between us and the router.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ pub const HEALTH_PORT: u16 = 2227;
 fn services(status: &Status) -> [(&'static str, bool); 3] {
     let ends = status.readiness.as_ref().is_some_and(|told| told.draining);
     let ready = status.alive && status.source_reached && !ends;
-    [("", ready), ("Readiness", ready), ("Engine", status.alive)]
+    [("", status.alive), ("Readiness", ready), ("Engine", status.alive)]
 }
 
 /// Serves health on `address` until the runtime ends.
@@ -48,7 +49,7 @@ mod tests {
         let hung = Status { alive: false, ..all.clone() };
         assert!(!serves(&hung, "Readiness") && !serves(&hung, "Engine"));
         let blind = Status { source_reached: false, ..all.clone() };
-        assert!(!serves(&blind, "Readiness") && serves(&blind, "Engine"));
+        assert!(!serves(&blind, "Readiness") && serves(&blind, "Engine") && serves(&blind, ""));
         let told =
             Readiness { version: VERSION, gateway: "sllb-a".into(), draining: true, vips: [].into_iter().collect() };
         let ends = Status { readiness: Some(told), ..all };

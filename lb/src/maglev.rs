@@ -47,8 +47,14 @@ impl Size {
 
     /// The default for a service of at most `endpoints`: 65537 at 100, in proportion otherwise, at most 655373.
     pub fn for_endpoints(endpoints: u32) -> Self {
+        Self::part_for_endpoints(endpoints, 1)
+    }
+
+    /// The same divided by `part`, which is at least 1.
+    pub fn part_for_endpoints(endpoints: u32, part: u32) -> Self {
         let wanted = u64::from(endpoints.max(1)) * u64::from(SLOTS_PER_100) / 100;
-        Self(next_prime(u32::try_from(wanted).unwrap_or(LARGEST_BY_DEFAULT)).min(LARGEST_BY_DEFAULT))
+        let whole = next_prime(u32::try_from(wanted).unwrap_or(LARGEST_BY_DEFAULT)).min(LARGEST_BY_DEFAULT);
+        if part > 1 { Self(next_prime(whole / part).max(3)) } else { Self(whole) }
     }
 
     /// The number of slots.

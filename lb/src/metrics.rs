@@ -224,6 +224,9 @@ mod tests {
         status.counters.endpoints.insert(("a".into(), 7), count);
         status.counters.drops.insert(Reason::NoEndpoint, 2);
         status.counters.queues.insert(1, (4, 9));
+        let mut latency = Latency { packets: 4, sum_ns: 1_500_000_020, ..Latency::default() };
+        (latency.buckets[0], latency.buckets[2]) = (1, 2);
+        status.counters.latencies.insert(1, latency);
         let text = text(&state(&status, &depth::read()));
         for line in [
             "martlet_lb_alive 1",

@@ -10,7 +10,10 @@
 //!
 //! The hash is the one of [`crate::hash`]: both engines send a flow to the same endpoint. Fragments must have been put
 //! together by the kernel before. It is not for everybody: a map of 65537 slots costs 6 MB of kernel memory, rules are walked
-//! one by one, the kernel itself answers what is too big (not as the VIP), and nothing is counted by endpoint.
+//! one by one, and the kernel itself answers what is too big (not as the VIP). What it forwards is counted by route and by
+//! endpoint in elements of sets: see [`counts`].
+
+pub mod counts;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -118,7 +121,7 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
             for (route, target) in translated.iter().map(|(route, target)| (route, *target)).chain([(route, None)]) {
                 for rule in conditions(family, rank, route, &mut made.sets).into_iter().flatten() {
                     chain.rules.push(match &way {
-                        Some(way) => way.take(rule.counter(), target),
+                        Some(way) => way.take(counted(rule, name), target),
                         None => rule.counter().queue(queue),
                     });
                 }
@@ -128,12 +131,33 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
         made.rules += chain.rules.len();
         made.chains.insert(chain_of(family).into(), chain);
     }
+    let marks = |backend: &Arc<Backend>| {
+        let identifiers = backend.ipv4.identifiers() | backend.ipv6.identifiers();
+        identifiers.into_iter().map(|identifier| backend.first_mark + u32::from(identifier)).collect::<Vec<_>>()
+    };
+    let routes = tables.classifier().names().iter().map(|name| counts::number_of(name)).collect();
+    made.sets.insert(counts::ROUTES.into(), Set::Counted(routes));
+    made.sets.insert(counts::ENDPOINTS.into(), Set::Counted(tables.services().iter().flat_map(marks).collect()));
     let slots = |set: &Set| match set {
         Set::Marks(marks) => marks.len(),
         _ => 0,
     };
     made.elements = made.sets.values().map(slots).sum();
     made
+}
+
+/// Counts a packet for a route: it is always among the counted. By way of the mark, which is set for good later: what the
+/// `nft` program can show is a test of a field.
+fn counted(rule: Rule, route: &str) -> Rule {
+    count_by_mark(rule.set_mark(counts::number_of(route)), counts::ROUTES)
+}
+
+fn count_by_mark(rule: Rule, set: &str) -> Rule {
+    rule.then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH }).then(Expression::Lookup {
+        register: SCRATCH,
+        set: set.into(),
+        found: true,
+    })
 }
 
 /// Whether nftables can say all of a route.
@@ -260,12 +284,15 @@ impl Way {
         rule = rule
             .then(Expression::Meta { key: MetaKey::Protocol, to: Register(next) })
             .then(hash)
-            .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH });
+            .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH })
+            .then(Expression::SetMark { from: SCRATCH });
+        rule = count_by_mark(rule, counts::ENDPOINTS);
         if let Some(port) = target_port {
             let (mask, xor) = (vec![0xff; 4], in_mark(port).to_ne_bytes().to_vec());
             rule = rule.then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor });
+            rule = rule.then(Expression::SetMark { from: SCRATCH });
         }
-        rule.then(Expression::SetMark { from: SCRATCH }).accept()
+        rule.accept()
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::engine::{Policy, Tables};
 use crate::follow::{Follower, remove};
 use crate::maglev::Size;
-use crate::offload::Engine;
+use crate::offload::{Engine, MOST_ELEMENTS};
 use crate::queue::{Queues, Settings as QueueSettings};
 use crate::readiness::Server;
 use crate::rules::{NFT_TABLE, owner};
@@ -119,7 +119,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> anyhow::Result<()> {
     let size = options.table_size.map(Size::new).transpose()?;
     let internal_interface = options.internal_interface.clone();
-    let settings = Settings { internal_interface, policy: options.policy, size, ..Settings::default() };
+    let most_slots = (options.engine == Engine::Auto).then_some(MOST_ELEMENTS);
+    let settings = Settings { internal_interface, policy: options.policy, size, most_slots, ..Settings::default() };
     capabilities::raise().context("cannot raise our capabilities")?;
     let (kernel, mut events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
@@ -190,6 +191,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                 if options.liveness {
                     dirty |= follower.check_endpoints().await;
                 }
+                follower.count();
                 asked = follower.queues.poke();
                 owed = true;
             }

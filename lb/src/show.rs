@@ -1,6 +1,6 @@
 //! What `martlet show` and the metrics are made of: the whole [`Status`] as plain values that can be written as JSON.
 //!
-//! Pure. Packets and octets are those of the queue engine: what nftables forwards itself is not counted by endpoint.
+//! Pure. Packets and octets are those of both engines; of segments that the kernel put together, nftables counts one packet.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,7 +10,7 @@ use martlet_api::readiness::{Families, VipReadiness};
 use martlet_api::view::Endpoint;
 use serde::{Deserialize, Serialize};
 
-use crate::counters::Count;
+use crate::counters::{Count, Latency};
 use crate::engine::Backend;
 use crate::maglev::Table;
 use crate::queue::depth::Depth;
@@ -119,6 +119,9 @@ pub struct QueueState {
     pub dropped_full: Option<u64>,
     /// Dropped by the kernel because the socket's buffer was full.
     pub dropped_unsent: Option<u64>,
+    /// How long packets were with us.
+    #[serde(default)]
+    pub latency: Latency,
 }
 
 /// Everything at this moment; `depths` is what the kernel says of the queues.
@@ -136,6 +139,7 @@ pub fn state(status: &Status, depths: &BTreeMap<u16, Depth>) -> State {
             waiting: depth.map(|depth| depth.waiting),
             dropped_full: depth.map(|depth| depth.dropped_full),
             dropped_unsent: depth.map(|depth| depth.dropped_unsent),
+            latency: status.counters.latencies.get(queue).copied().unwrap_or_default(),
         };
         (*queue, state)
     });

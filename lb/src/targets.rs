@@ -117,6 +117,8 @@ pub struct Targets {
     pub vips: BTreeSet<IpNet>,
     /// What cannot be served, for a human.
     pub complaints: BTreeSet<String>,
+    /// Maglev tables have this part of the size that they would have; 1, or 0 before the first view: all of it.
+    pub part: u32,
 }
 
 /// How to look at a view.
@@ -130,6 +132,21 @@ pub struct Settings {
     pub dead: BTreeSet<IpAddr>,
     /// The size of all Maglev tables; `None`: by the most endpoints that a Service may have.
     pub size: Option<Size>,
+    /// Slots that all tables together should not exceed, for which they may be made smaller.
+    pub most_slots: Option<usize>,
+}
+
+/// A table is made smaller by this at most: a hundred slots for each endpoint remain, as the paper wants it.
+const SMALLEST_PART: u32 = 6;
+
+/// By how much tables must be smaller, so that those of `services`, one a family, have at most so many slots together; 1 if
+/// nothing helps. From what all replicas know alike: not from which endpoints are ready.
+fn part(services: &BTreeMap<Arc<str>, Service>, most: usize) -> u32 {
+    let slots = |part: &u32| {
+        let of = |service: &Service| Size::part_for_endpoints(service.max_endpoints, *part).slots();
+        services.values().map(|service| 2 * usize::try_from(of(service)).unwrap_or(usize::MAX / 2)).sum::<usize>()
+    };
+    (1..=SMALLEST_PART).find(|part| slots(part) <= most).unwrap_or(1)
 }
 
 /// What packets and kernel are to be told of `view`. Maglev tables that are as in `before` are taken from there.
@@ -142,7 +159,8 @@ pub fn targets(
 ) -> Targets {
     marks.assign(&view.services);
     let seed = Seed::of_gateway(&view.gateway.namespace, &view.gateway.name);
-    let mut made = Targets { end_of_marks: marks.end(), vips: view.vips.clone(), ..Targets::default() };
+    let part = settings.most_slots.map_or(1, |most| part(&view.services, most));
+    let mut made = Targets { end_of_marks: marks.end(), vips: view.vips.clone(), part, ..Targets::default() };
     let mut backends: BTreeMap<&str, Arc<Backend>> = BTreeMap::new();
     for (name, service) in &view.services {
         let Some(block) = marks.of(name) else {
@@ -184,7 +202,7 @@ pub fn targets(
             };
             (size, Permutation::Nfqlb)
         } else {
-            let by_default = || Size::for_endpoints(service.max_endpoints);
+            let by_default = || Size::part_for_endpoints(service.max_endpoints, part);
             (settings.size.unwrap_or_else(by_default), Permutation::Seeded(seed))
         };
         let [ipv4, ipv6] = members;

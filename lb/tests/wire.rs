@@ -204,9 +204,21 @@ fn the_kernel_engine_chooses_the_same_endpoints() {
     let lab = Lab::new("kernel", 3);
     let (all, some): (BTreeSet<u8>, BTreeSet<u8>) = ([1, 2, 3].into(), [1, 3].into());
     lab.configure(&all);
-    let lb = lab.start(|options| options.engine = Engine::Kernel);
+    let control = lab.folder.join("control.sock");
+    let path = control.clone();
+    let lb = lab.start(|options| {
+        options.engine = Engine::Kernel;
+        options.control_socket = Some(path);
+    });
     lab.wait_ready(true);
     everybody_answers(&lab, &all);
+    eventually("what the kernel forwarded is shown by endpoint and by route", || {
+        let state = state(&control);
+        let packets = |count: martlet_lb::counters::Count| count.packets;
+        let of_all: u64 = state.endpoints.iter().map(|endpoint| packets(endpoint.count)).sum();
+        state.endpoints.iter().all(|endpoint| packets(endpoint.count) > 20)
+            && state.flows.first().is_some_and(|flow| packets(flow.count) == of_all)
+    });
     packets::fragments_arrive(&lab, &all);
     let queued = || lab.run(&lab.lb(), "nft list chain inet martlet-lb flows-4").1;
     assert!(queued().contains("map @slots-5000-65537"), "{}", queued());
@@ -233,6 +245,102 @@ fn with_bypass_the_kernel_goes_on_when_the_process_is_dead() {
         lab.run(&lab.lb(), "cat /proc/net/netfilter/nfnetlink_queue").1.trim().is_empty()
     });
     everybody_answers(&lab, &all);
+}
+
+#[test]
+fn without_bypass_a_dead_queue_ends_the_way_and_the_main_table_gets_nothing() {
+    let lab = Lab::new("end", 1);
+    lab.configure(&[1].into());
+    let lb = lab.start(|_| {});
+    lab.wait_ready(true);
+    // The main table would lead there as well.
+    for command in ["ip route add 20.0.0.1/32 via 10.9.0.11", "ip -6 route add 2000::1/128 via fd09::11"] {
+        assert!(lab.run(&lab.lb(), command).0, "{command}");
+    }
+    everybody_answers(&lab, &[1].into());
+    lb.crash();
+    eventually("the queues are closed", || {
+        lab.run(&lab.lb(), "cat /proc/net/netfilter/nfnetlink_queue").1.trim().is_empty()
+    });
+    for vip in [VIP4, VIP6] {
+        assert_eq!([31_000, 31_001, 31_002].map(|port| lab.ask_from(vip, port)), [None; 3], "{vip}");
+    }
+    assert!(lab.run(&lab.lb(), "nft delete table inet martlet-lb").0);
+    // That there is no other reason for the silence.
+    eventually("the main table leads there", || lab.ask_from(VIP4, 31_003) == Some(1));
+}
+
+#[test]
+fn twenty_thousand_packets_a_second_lose_none_while_tables_change() {
+    let lab = Lab::new("rate", 3);
+    let (all, some): (BTreeSet<u8>, BTreeSet<u8>) = ([1, 2, 3].into(), [1, 2].into());
+    lab.configure(&all);
+    let lb = lab.start(|options| {
+        // A machine that stands still for a moment is no lost packet.
+        options.queue.length = 65_536;
+        options.queue.receive_buffer = 128 << 20;
+    });
+    lab.wait_ready(true);
+    everybody_answers(&lab, &all);
+    let ports = (32_000..).filter(|port| expected_of(VIP4, 17, *port, &all) == expected_of(VIP4, 17, *port, &some));
+    let before = lab.arrived();
+    let flood = lab.flood(VIP4, ports.take(100).collect(), 20_000);
+    for change in 0..40 {
+        lab.configure(if change % 2 == 0 { &some } else { &all });
+        std::thread::sleep(std::time::Duration::from_millis(60));
+    }
+    let sent = flood.end();
+    assert!(sent > 20_000, "{sent} packets say something");
+    let mut arrived = 0;
+    eventually(&format!("all {sent} arrive"), || {
+        arrived = lab.arrived() - before;
+        arrived >= sent
+    });
+    assert_eq!(arrived, sent);
+    lb.end().unwrap();
+}
+
+/// A hundred networks of sources, ports that say "any", and the port 0 of nobody.
+const NETWORKS: &str = r#"---
+apiVersion: meridio.experiment.gateway.api.poc/v1alpha1
+kind: L34Route
+metadata:
+  name: networks
+spec:
+  parentRefs: [{name: sllb-a}]
+  backendRefs: [{name: a}]
+  priority: 2
+  destinationCIDRs: ["20.0.0.1/32", "2000::1/128"]
+  sourceCIDRs: [NETS]
+  sourcePorts: [any]
+  destinationPorts: ["0", "8080"]
+  protocols: [TCP, UDP]
+"#;
+
+#[test]
+fn a_hundred_networks_and_any_port_match_in_both_engines() {
+    for engine in [Engine::Queue, Engine::Kernel] {
+        let lab = Lab::new(&format!("nets-{engine:?}").to_lowercase(), 2);
+        let mut nets: Vec<String> = (0..99).map(|net| format!("\"172.16.{net}.0/24\"")).collect();
+        nets.extend(["\"192.168.1.1/32\"", "\"::/0\""].map(str::to_owned));
+        lab.add("networks.yaml", &NETWORKS.replace("NETS", &nets.join(", ")));
+        let all: BTreeSet<u8> = [1, 2].into();
+        lab.configure(&all);
+        let lb = lab.start(|options| options.engine = engine);
+        lab.wait_ready(true);
+        for vip in [VIP4, VIP6] {
+            let to = SocketAddr::new(vip, 8080);
+            for connection in lab.connect_to(to, 20) {
+                assert_eq!(connection.application, expected_at(to, 6, connection.local.port(), &all));
+            }
+        }
+        // Without the network of the client nothing matches any more.
+        nets.remove(99);
+        lab.add("networks.yaml", &NETWORKS.replace("NETS", &nets.join(", ")));
+        eventually("nobody answers the client", || lab.ask_at((VIP4, 8080).into(), 33_000).is_none());
+        assert!(lab.ask_at((VIP6, 8080).into(), 33_000).is_some());
+        lb.end().unwrap();
+    }
 }
 
 #[test]

@@ -31,6 +31,10 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
         let mut mark = 0;
         for expression in &rule.0 {
             match expression {
+                Expression::Meta { key: MetaKey::Mark, to } => {
+                    let at = usize::from(to.0) * 4;
+                    registers[at..at + 4].copy_from_slice(&u32::to_ne_bytes(mark));
+                }
                 Expression::Meta { key, to } => {
                     let value = match key {
                         MetaKey::Family => {
@@ -67,6 +71,12 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
                             registers[usize::from(from.0) * 4 + number] & mask ^ xor;
                     }
                 }
+                Expression::Lookup { register, set, found: true } if matches!(made.sets[set], Set::Counted(_)) => {
+                    let Set::Counted(marks) = &made.sets[set] else { continue };
+                    let at = usize::from(register.0) * 4;
+                    let key = u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap());
+                    assert!(marks.contains(&key), "a packet is forwarded that {set} does not count");
+                }
                 Expression::Lookup { register, set, found } => {
                     let Set::Prefixes { family, elements } = &made.sets[set] else { panic!("{set}") };
                     let at = usize::from(register.0) * 4;
@@ -96,6 +106,10 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
                     mark = u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap());
                 }
                 Expression::Counter => {}
+                Expression::Immediate { to, value } => {
+                    let at = usize::from(to.0) * 4;
+                    registers[at..at + value.len()].copy_from_slice(value);
+                }
                 Expression::Accept => return End::Mark(mark),
                 Expression::Queue(_) => return End::Queue,
                 other => panic!("not used: {other:?}"),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use super::message::{Message, OVERHEAD, Requests, messages};
 use super::{Seat, Settings, sys};
@@ -49,8 +50,10 @@ pub(super) fn run(mut seat: Seat, socket: &OwnedFd, copy_range: u16) -> io::Resu
             asked = wanted;
             sys::send(socket.as_fd(), requests.as_octets())?;
         }
+        let mut received_at = None;
         match batch.receive(socket.as_fd()) {
             Ok(received) => {
+                let at = Instant::now();
                 // The tables may have changed while we slept: a packet is never asked against those of an older turn.
                 seat.next_turn();
                 let mut packets = 0;
@@ -61,6 +64,7 @@ pub(super) fn run(mut seat: Seat, socket: &OwnedFd, copy_range: u16) -> io::Resu
                     }
                 }
                 seat.tally.batch(packets);
+                received_at = Some((packets, at));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if seat.verdicts.is_empty() {
@@ -80,6 +84,9 @@ pub(super) fn run(mut seat: Seat, socket: &OwnedFd, copy_range: u16) -> io::Resu
                 Err(error) if !is_passing(&error) => return Err(error),
                 _ => {}
             }
+        }
+        if let Some((packets, at)) = received_at {
+            seat.tally.judged(packets, at.elapsed());
         }
     }
     Ok(())

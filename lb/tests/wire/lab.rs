@@ -11,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -262,16 +264,74 @@ impl Lab {
 
     /// In the client: one datagram from a port; who answered within a moment.
     pub fn ask_from(&self, vip: IpAddr, port: u16) -> Option<u8> {
+        self.ask_at((vip, 4000).into(), port)
+    }
+
+    /// In the client, until told to end: datagrams from these ports in turn, so many a second.
+    pub fn flood(&self, vip: IpAddr, ports: Vec<u16>, rate: u32) -> Flood {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let work = move || {
+            let open = |port: u16| {
+                let socket = UdpSocket::bind((crate::craft::client(vip), port)).expect("bind");
+                socket.connect((vip, 4000)).expect("connect");
+                socket
+            };
+            let sockets: Vec<UdpSocket> = ports.into_iter().map(open).collect();
+            let (start, mut sent) = (Instant::now(), 0_u64);
+            let due = || u64::try_from(start.elapsed().as_micros()).expect("short") * u64::from(rate) / 1_000_000;
+            for socket in sockets.iter().cycle() {
+                while sent >= due() {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                socket.send(b"who?").expect("send");
+                sent += 1;
+            }
+            sent
+        };
+        Flood { stop, thread: within(self.client(), work) }
+    }
+
+    /// Datagrams that came to the applications, also those that found no room in their sockets.
+    pub fn arrived(&self) -> u64 {
+        let of = |number| {
+            let (_, text) = self.run(&self.application(number), "cat /proc/net/snmp");
+            let line = text.lines().rfind(|line| line.starts_with("Udp:")).expect("counters");
+            // Received, without a socket, in error (which is: without room).
+            line.split_whitespace().skip(1).take(3).map(|count| count.parse::<u64>().expect("a number")).sum::<u64>()
+        };
+        (1..=self.applications).map(of).sum()
+    }
+
+    /// The same to any port.
+    pub fn ask_at(&self, to: SocketAddr, port: u16) -> Option<u8> {
         let ask = move || {
-            let socket = UdpSocket::bind((crate::craft::client(vip), port)).expect("bind");
+            let socket = UdpSocket::bind((crate::craft::client(to.ip()), port)).expect("bind");
             socket.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
-            socket.connect((vip, 4000)).expect("connect");
+            socket.connect(to).expect("connect");
             let mut octet = [0];
             // No route to the host, or no answer: the same to us.
             socket.send(b"who?").and_then(|_| socket.recv(&mut octet)).ok()?;
             Some(octet[0])
         };
         within(self.client(), ask).join().expect("client")
+    }
+}
+
+/// Datagrams that are being sent.
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Flood {
+    /// How many were sent.
+    pub fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("sender")
     }
 }
 
