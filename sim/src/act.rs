@@ -138,6 +138,7 @@ impl World {
                 self.publish();
             }
             What::ConfigChange => {
+                self.check.saw(format!("field {}", fault.amount % CONFIG_FIELDS));
                 let count = self.api.model.changed.entry((fault.amount % CONFIG_FIELDS, gateway)).or_default();
                 *count = if begins { *count + 1 } else { count.saturating_sub(1) };
                 self.publish();
@@ -432,7 +433,7 @@ impl World {
         }
         let lb = &mut self.pods[pod].lb;
         if !hung {
-            lb.hung = None;
+            lb.woke_at = if lb.hung.take().is_some() { now } else { lb.woke_at };
         } else if lb.hung.is_none() && lb.alive {
             lb.hung = Some((now, last));
             self.at(now + pod::SILENCE_NS, Event::LbTell(pod));

@@ -19,7 +19,7 @@ use crate::check::family_of;
 use crate::gateway::Brain;
 use crate::link::Node;
 use crate::objects::{gateway_address, name, pod_address};
-use crate::pod::{ADOPT, LEAVE, SILENCE_NS, settings};
+use crate::pod::{ADOPT, LEAVE, SILENCE_NS, Wire, settings};
 use crate::world::{MS, PATIENCE, World};
 
 impl World {
@@ -69,6 +69,10 @@ impl World {
         if let Some((invariant, message)) = wrong {
             self.check.fail(self.now, invariant, message);
         }
+        let kept = |(gateway, ipv4): &(usize, bool)| !self.is_established(pod, *gateway, *ipv4);
+        if self.pods[pod].kept.iter().any(|(key, one)| kept(key) && self.now < one.until) {
+            self.check.saw("stale route".into());
+        }
     }
 
     fn wrongly_announced(&self, pod: usize, version: usize) -> Option<(&'static str, String)> {
@@ -100,7 +104,7 @@ impl World {
                     return Some(("withdrawn", format!("pod-{pod} has {vip} announced to {remote:?} although {why}")));
                 }
                 let bad = one.bad_since.get(vip).copied().unwrap_or(u64::MAX);
-                let hung = one.lb.hung.as_ref().map_or(0, |(since, _)| *since + SILENCE_NS);
+                let hung = one.lb.hung.as_ref().map_or(one.lb.woke_at, |(since, _)| *since + SILENCE_NS);
                 if self.now > bad.saturating_add(60 * MS).max(hung + 60 * MS) {
                     let message = format!(
                         "pod-{pod} has {vip} announced to {remote:?} although its load balancer cannot forward it since {}",
@@ -113,11 +117,13 @@ impl World {
         None
     }
 
+    /// Two connections that both talk: the product takes a second to see which one the neighbour chose.
     fn talks_twice(&self, pod: usize) -> Option<(&'static str, String)> {
-        let talks = self.pods[pod].wires.values().filter(|wire| wire.sent.open.is_some() && wire.received.open.is_some());
+        let long = |wire: &&Wire| wire.talks_since.is_some_and(|since| self.now > since + 1100 * MS);
         let mut seen = BTreeSet::new();
+        let talks = self.pods[pod].wires.values().filter(long);
         let twice = talks.filter_map(|wire| wire.remote).find(|remote| !seen.insert(*remote))?;
-        Some(("collision", format!("pod-{pod} and {twice} have exchanged OPENs on two connections and both are open")))
+        Some(("collision", format!("pod-{pod} and {twice} have exchanged OPENs on two connections and both stay open")))
     }
 
     /// Whether a gateway asked that its route is kept over its restart, and may still be waited for.
@@ -255,7 +261,10 @@ impl World {
             let Some(Node::Gateway(gateway)) = wire.remote.and_then(|remote| self.node_at(remote)) else { continue };
             let ipv4 = wire.remote.is_some_and(|remote| remote.is_ipv4());
             let alone = self.pods[pod].wires.values().filter(|other| other.remote == wire.remote).count() == 1;
-            if alone && self.is_established(pod, gateway, ipv4) && self.now > wire.heard_at + hold {
+            let established = self.pods[pod].established_at.get(&(gateway, ipv4)).copied().unwrap_or_default();
+            // What was held back until it was clear which connection stays counts as heard then.
+            let heard = wire.heard_at.max(established);
+            if alone && self.is_established(pod, gateway, ipv4) && self.now > heard + hold {
                 let message = format!(
                     "pod-{pod} is Established with gateway-{gateway} and has heard nothing since {}",
                     Instant::from_nanos(wire.heard_at)

@@ -41,7 +41,7 @@ pub const INVARIANTS: &[(&str, &str)] = &[
     ("backed", "every learned route in the kernel was told by an Established session, or is adopted, or static and Up"),
     ("no-leak", "rules and blackholes of every VIP are in the kernel, or back in time"),
     ("adopted", "routes of a former router stay until someone tells them anew or their time is over"),
-    ("collision", "of two connections that both talk one is closed at once: the right one (RFC 4271 section 6.8)"),
+    ("collision", "of two connections that both talk one is closed within a second: the right one (RFC 4271 section 6.8)"),
     ("hold-time", "a session that hears nothing for its hold time is not Established"),
     ("detection", "BFD goes down after the detection time: not earlier, not later"),
     ("poll", "a changed BFD interval is announced with a Poll"),
@@ -50,6 +50,7 @@ pub const INVARIANTS: &[(&str, &str)] = &[
     ("bounded", "outputs of one step, batches, connections and queues are bounded"),
     ("farewell", "a router that ends has withdrawn its VIPs and taken its learned routes along"),
     ("liveness", "after the last fault everything is well in time"),
+    ("sometimes", "over 2000 seeds every fault, FSM transition, NOTIFICATION and BFD diagnostic was seen"),
 ];
 
 /// What is seen of one BFD session from outside.
@@ -193,6 +194,7 @@ impl Check {
                 {
                     pod.sessions.insert((gateway, family == "4"), *to);
                     if *to == NeighborState::Established {
+                        pod.established_at.insert((gateway, family == "4"), now);
                         pod.untold.retain(|prefix| family_of(prefix) != (family == "4"));
                     }
                 }
@@ -216,6 +218,7 @@ impl Check {
             }
             Event::Repaired(_) => self.saw("repair".into()),
             Event::Unresolved(..) => self.saw("unresolved next hop".into()),
+            Event::NotTried(..) => self.saw("not tried".into()),
             _ => {}
         }
     }

@@ -1,20 +1,20 @@
 //! The command line: run, replay, shrink, scenario.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 use crate::check::INVARIANTS;
-use crate::faults::What;
 use crate::log::Log;
 use crate::pcap::Capture;
 use crate::play::{self, Outcome};
 use crate::script::Script;
+use crate::seen::{ENOUGH, wanted};
 
 /// Deterministic simulation of Martlet: one seed is one run.
 #[derive(Debug, Parser)]
@@ -40,6 +40,9 @@ enum Verb {
         /// Stop at the first failure.
         #[arg(long)]
         first: bool,
+        /// List everything that was seen.
+        #[arg(long)]
+        seen: bool,
     },
     /// Tell the story of one seed, or of a scenario file.
     Replay {
@@ -79,11 +82,12 @@ enum Verb {
         #[arg(long, default_value_t = 10_000)]
         seeds: u64,
     },
-    /// Replay every seed of a file, one a line, `#` begins a comment.
+    /// Replay what once failed and what users ask: every seed of `seeds.txt` (one a line, `#` begins a comment) and every
+    /// file of `regressions` and `scenarios`.
     Seeds {
-        /// The file.
-        #[arg(default_value = "sim/seeds.txt")]
-        file: PathBuf,
+        /// Where they are.
+        #[arg(default_value = "sim")]
+        folder: PathBuf,
     },
 }
 
@@ -115,14 +119,14 @@ impl Command {
     /// Does it; true: no promise was broken.
     pub fn perform(self) -> Result<bool> {
         match self.verb {
-            Verb::Run { seeds, from, jobs, first } => Ok(run(seeds, from, jobs.max(1), first)),
+            Verb::Run { seeds, from, jobs, first, seen } => Ok(run(seeds, from, jobs.max(1), first, seen)),
             Verb::Replay { what, how } => replay(&what, &how),
             Verb::Shrink { what } => shrink(&what),
             Verb::Script { seed } => {
                 print!("{}", serde_saphyr::to_string(&Script::draw(seed))?);
                 Ok(true)
             }
-            Verb::Seeds { file } => seeds(&file),
+            Verb::Seeds { folder } => seeds(&folder),
             Verb::Driven { seeds, from, events } => Ok(driven(seeds, from, events)),
             Verb::Mutants { only, seeds } => crate::mutants::run(&only, seeds),
         }
@@ -137,6 +141,19 @@ struct Sum {
     time: u64,
     events: u64,
     done: u64,
+    /// Resident octets after the first seeds.
+    memory: u64,
+}
+
+/// Seeds after which everything has been allocated once.
+const WARM: u64 = 200;
+/// How much more may be held after any number of seeds.
+const GROWTH: u64 = 64 << 20;
+
+/// Resident octets of this process.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() * 4096
 }
 
 impl Sum {
@@ -148,6 +165,9 @@ impl Sum {
         self.time += outcome.time;
         self.events += outcome.events;
         self.done += 1;
+        if self.done == WARM {
+            self.memory = resident();
+        }
         if let Some(failure) = outcome.failure {
             let words = play::words(&failure);
             println!("seed {seed}: BROKEN {words}");
@@ -161,17 +181,40 @@ fn ratio(one: u64, other: f64) -> f64 {
     one as f64 / other.max(0.001)
 }
 
-fn run(seeds: u64, from: u64, jobs: u64, first: bool) -> bool {
+/// Set at the first SIGINT or SIGTERM: what is being played ends, the report follows.
+fn interrupted() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    std::thread::spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut one), Ok(mut other)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+                return std::future::pending().await;
+            };
+            tokio::select! {
+                biased;
+                _ = one.recv() => {}
+                _ = other.recv() => {}
+            }
+        });
+        set.store(true, Ordering::Relaxed);
+    });
+    flag
+}
+
+fn run(seeds: u64, from: u64, jobs: u64, first: bool, seen: bool) -> bool {
     let started = Instant::now();
     let next = AtomicU64::new(from);
     let end = if seeds == 0 { u64::MAX } else { from.saturating_add(seeds) };
     let sum = Mutex::new(Sum::default());
+    let stop = interrupted();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end {
+                    if seed >= end || stop.load(Ordering::Relaxed) {
                         return;
                     }
                     let outcome = play::play(&Script::draw(seed), Log::none(), None);
@@ -180,7 +223,7 @@ fn run(seeds: u64, from: u64, jobs: u64, first: bool) -> bool {
                         next.store(u64::MAX / 2, Ordering::Relaxed);
                     }
                     sum.add(seed, outcome);
-                    if sum.done % 500 == 0 {
+                    if sum.done.is_multiple_of(500) {
                         let seconds = started.elapsed().as_secs_f64();
                         println!(
                             "{} seeds, {:.1} a second, {} failed",
@@ -193,7 +236,7 @@ fn run(seeds: u64, from: u64, jobs: u64, first: bool) -> bool {
             });
         }
     });
-    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "{} seeds in {seconds:.1} s: {:.1} a second, {:.0} times real time, {:.0} events a second",
@@ -202,90 +245,43 @@ fn run(seeds: u64, from: u64, jobs: u64, first: bool) -> bool {
         ratio(sum.time / 1_000_000_000, seconds),
         ratio(sum.events, seconds)
     );
-    report(&sum);
-    if sum.failures.is_empty() {
+    if seen {
+        sum.seen.iter().for_each(|one| println!("  seen: {one}"));
+    }
+    let whole = report(&mut sum);
+    if sum.failures.is_empty() && whole {
         println!("no promise was broken");
         return true;
     }
     let list: Vec<String> = sum.failures.keys().map(u64::to_string).collect();
-    println!("failing seeds: {}", list.join(" "));
+    println!("failing seeds: {}", if list.is_empty() { "none".into() } else { list.join(" ") });
     false
 }
 
-fn report(sum: &Sum) {
+/// What was asked and seen; false: a promise about the run as a whole is broken.
+fn report(sum: &mut Sum) -> bool {
+    let missing: Vec<String> = wanted().into_iter().filter(|one| !sum.seen.contains(one)).collect();
+    sum.asked.insert("sometimes", 1);
     for (name, text) in INVARIANTS {
         println!("  {name:<10} asked {:>10} times: {text}", sum.asked.get(name).unwrap_or(&0));
     }
-    let wanted = wanted();
-    let missing: Vec<&String> = wanted.iter().filter(|one| !sum.seen.contains(*one)).collect();
-    println!(
-        "sometimes: {} of {} wanted things were seen, {} in all",
-        wanted.len() - missing.len(),
-        wanted.len(),
-        sum.seen.len()
-    );
+    let wanted = wanted().len();
+    println!("sometimes: {} of {wanted} wanted things were seen, {} in all", wanted - missing.len(), sum.seen.len());
     if !missing.is_empty() {
-        let missing: Vec<&str> = missing.into_iter().map(String::as_str).collect();
         println!("  never seen: {}", missing.join(", "));
     }
-}
-
-/// What should be seen over a run of many seeds.
-fn wanted() -> BTreeSet<String> {
-    let mut wanted: BTreeSet<String> = What::ALL.iter().map(|what| format!("fault {}", what.name())).collect();
-    let transitions = [
-        "Idle -> Connect",
-        "Connect -> Active",
-        "Connect -> OpenSent",
-        "Active -> OpenSent",
-        "Active -> Connect",
-        "OpenSent -> OpenConfirm",
-        "OpenSent -> Idle",
-        "OpenConfirm -> Established",
-        "OpenConfirm -> Idle",
-        "Established -> Idle",
-        "Idle -> Active",
-        "Connect -> Idle",
-        "Active -> Idle",
-    ];
-    wanted.extend(transitions.map(|one| format!("fsm {one}")));
-    let sent = [
-        "1/1", "1/2", "1/3", "2/1", "2/2", "2/3", "2/4", "2/6", "3/1", "4/0", "5/3", "6/1", "6/2", "6/3", "6/4", "6/7",
-        "6/10", "7/1",
-    ];
-    wanted.extend(sent.map(|one| format!("notification sent {one}")));
-    let received = ["4/0", "6/2", "6/3", "6/7"];
-    wanted.extend(received.map(|one| format!("notification received {one}")));
-    let bfd = ["Down -> Init", "Init -> Up", "Down -> Up", "Up -> Down"];
-    wanted.extend(bfd.map(|one| format!("bfd {one}")));
-    let diagnostics = ["None", "DetectionTimeExpired", "NeighborSignaledDown"];
-    wanted.extend(diagnostics.map(|one| format!("bfd diagnostic {one}")));
-    let words = [
-        "Stopping",
-        "LoadBalancerSilent",
-        "LoadBalancerDraining",
-        "UnknownToLoadBalancer",
-        "NotReady",
-        "NoConnectivity",
-        "Damped",
-    ];
-    wanted.extend(words.map(|one| format!("withheld {one}")));
-    let rest = [
-        "announced",
-        "kernel conflict",
-        "kernel refusal",
-        "adoption",
-        "adoption ended by time",
-        "repair",
-        "treat-as-withdraw",
-        "attribute-discard",
-        "prefix-warning",
-        "gateway naive",
-        "gateway our own",
-        "unresolved next hop",
-    ];
-    wanted.extend(rest.map(str::to_owned));
-    wanted
+    let now = resident();
+    if sum.memory > 0 {
+        println!("memory: {} MiB after {WARM} seeds, {} MiB at the end", sum.memory >> 20, now >> 20);
+    }
+    let (grown, unseen) = (sum.memory > 0 && now > sum.memory + GROWTH, sum.done >= ENOUGH && !missing.is_empty());
+    if grown {
+        println!("BROKEN bounded: memory grew by more than {} MiB", GROWTH >> 20);
+    }
+    if unseen {
+        println!("BROKEN sometimes: in {} seeds something was never seen that should be", sum.done);
+    }
+    !grown && !unseen
 }
 
 fn replay(what: &str, how: &How) -> Result<bool> {
@@ -305,14 +301,15 @@ fn replay(what: &str, how: &How) -> Result<bool> {
     }
     let log = Log { lines: Some(Vec::new()), capture: how.pcap.as_ref().map(|_| Capture::default()) };
     let outcome = play::play(&script, log, until);
-    let lines = outcome.log.lines.unwrap_or_default();
+    let empty = Vec::new();
+    let lines = outcome.log.lines.as_ref().unwrap_or(&empty);
     if how.events || !how.timeline {
-        for line in &lines {
+        for line in lines {
             println!("{line}");
         }
     }
     if how.timeline {
-        timeline(&lines);
+        timeline(lines);
     }
     if let (Some(path), Some(capture)) = (&how.pcap, &outcome.log.capture) {
         std::fs::write(path, &capture.file).with_context(|| path.display().to_string())?;
@@ -322,7 +319,14 @@ fn replay(what: &str, how: &How) -> Result<bool> {
         Some(failure) => println!("BROKEN {}", play::words(failure)),
         None => println!("no promise was broken in {} s", martlet_clock::Instant::from_nanos(outcome.time)),
     }
-    Ok(outcome.failure.is_none())
+    let unseen = unseen(&script, &outcome);
+    unseen.iter().for_each(|one| println!("EXPECTED and not seen: {one}"));
+    Ok(outcome.failure.is_none() && (unseen.is_empty() || until.is_some()))
+}
+
+/// What the script expects and its run did not show.
+fn unseen(script: &Script, outcome: &Outcome) -> Vec<String> {
+    script.expect.iter().filter(|one| !outcome.seen.contains(*one)).cloned().collect()
 }
 
 /// What counts, one line a second.
@@ -352,7 +356,13 @@ fn shrink(what: &str) -> Result<bool> {
         return Ok(true);
     };
     println!("# BROKEN {}", play::words(&failure));
-    let small = play::shrink(&script, failure.invariant, |next| println!("# {} faults", next.faults.len()));
+    let failure_name = failure.invariant;
+    let fails = |script: &Script| {
+        let failure = play::play(script, Log::none(), None).failure;
+        failure.is_some_and(|other| other.invariant == failure_name)
+    };
+    let small = play::shrink(&script, fails, |next| println!("# {} faults", next.faults.len()));
+    println!("# left: {} of {} faults", small.faults.len(), script.faults.len());
     print!("{}", serde_saphyr::to_string(&small)?);
     Ok(false)
 }
@@ -379,18 +389,40 @@ fn driven(seeds: u64, from: u64, events: bool) -> bool {
     failing.is_empty()
 }
 
-fn seeds(file: &PathBuf) -> Result<bool> {
-    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let mut sum = Sum::default();
+fn seeds(folder: &Path) -> Result<bool> {
+    let mut scripts = Vec::new();
+    let file = folder.join("seeds.txt");
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     for line in text.lines() {
         let number = line.split('#').next().unwrap_or_default().trim();
         if !number.is_empty() {
             let seed = number.parse().with_context(|| format!("{}: {line}", file.display()))?;
-            sum.add(seed, play::play(&Script::draw(seed), Log::none(), None));
+            scripts.push((format!("seed {seed}"), Script::draw(seed)));
         }
     }
-    println!("{} seeds that once failed, {} fail", sum.done, sum.failures.len());
-    Ok(sum.failures.is_empty())
+    for part in ["regressions", "scenarios"] {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(folder.join(part))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        files.sort();
+        for file in files {
+            let name = file.display().to_string();
+            scripts.push((name.clone(), script(&name)?));
+        }
+    }
+    let mut failed = 0;
+    for (name, script) in &scripts {
+        let outcome = play::play(script, Log::none(), None);
+        let unseen = unseen(script, &outcome);
+        if let Some(failure) = &outcome.failure {
+            println!("{name}: BROKEN {}", play::words(failure));
+        }
+        if !unseen.is_empty() {
+            println!("{name}: EXPECTED and not seen: {}", unseen.join(", "));
+        }
+        failed += usize::from(outcome.failure.is_some() || !unseen.is_empty());
+    }
+    println!("{} seeds, scripts that once failed and scenarios, {failed} fail", scripts.len());
+    Ok(failed == 0)
 }
 
 #[cfg(test)]
@@ -398,15 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_once_failed_and_what_users_ask_breaks_no_promise() {
-        let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        assert!(seeds(&here.join("seeds.txt")).unwrap());
-        let scenarios: Vec<_> =
-            std::fs::read_dir(here.join("scenarios")).unwrap().map(|file| file.unwrap().path()).collect();
-        assert!(scenarios.len() >= 3);
-        for scenario in scenarios {
-            let script = script(&scenario.display().to_string()).unwrap();
-            assert_eq!(play::play(&script, Log::none(), None).failure, None, "{}", scenario.display());
-        }
+    fn what_once_failed_and_what_users_ask_breaks_no_promise_and_shows_what_it_says() {
+        assert!(seeds(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap());
     }
 }

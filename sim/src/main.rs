@@ -22,6 +22,7 @@ mod peer;
 mod play;
 mod pod;
 mod script;
+mod seen;
 mod tcp;
 mod world;
 

@@ -89,6 +89,17 @@ pub struct Wire {
     pub heard_at: u64,
     /// The other end.
     pub remote: Option<IpAddr>,
+    /// Since when both ends have said OPEN.
+    pub talks_since: Option<u64>,
+}
+
+impl Wire {
+    /// Takes note of what was said on it.
+    pub fn note(&mut self, now: u64) {
+        if self.sent.open.is_some() && self.received.open.is_some() {
+            self.talks_since.get_or_insert(now);
+        }
+    }
 }
 
 /// The load balancer's control part.
@@ -98,6 +109,8 @@ pub struct Balancer {
     pub alive: bool,
     /// It says nothing since then; its last word.
     pub hung: Option<(u64, Lb)>,
+    /// When it spoke again.
+    pub woke_at: u64,
     /// It drains.
     pub draining: bool,
     /// What it writes is broken until then.
@@ -172,6 +185,8 @@ pub struct Pod {
     pub told_bfd: BTreeMap<SessionId, SessionStatus>,
     /// What the router said of its neighbours.
     pub sessions: BTreeMap<(usize, bool), NeighborState>,
+    /// ..and since when they are Established.
+    pub established_at: BTreeMap<(usize, bool), u64>,
     /// A batch is under way.
     pub applying: bool,
     /// Since when the router ends.
@@ -267,6 +282,7 @@ impl Pod {
             said: Lb::unknown(),
             told_bfd: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            established_at: BTreeMap::new(),
             applying: false,
             stopping: None,
             draining: false,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use martlet_bgp::{CloseReason, ConnectionId, Endpoints, Input as BgpInput, NeighborId, Ticket};
+use martlet_bgp::{CloseReason, ConnectionId, Endpoints, Input as BgpInput, NeighborId, NeighborState, Ticket};
 use martlet_router::core::{Incoming, Input};
 
 use crate::decode::Message;
@@ -278,10 +278,12 @@ impl World {
             let (octets, more) = self.transmit(node, id, room);
             self.check.transmitted(octets.len(), room);
             let empty = octets.is_empty();
+            let now = self.now;
             if let Some(wire) = self.wires(node).get_mut(&id) {
                 wire.ready = more && !empty;
                 if !empty {
                     wire.sent.feed(&octets);
+                    wire.note(now);
                 }
             }
             if empty {
@@ -397,21 +399,27 @@ impl World {
     fn deliver(&mut self, node: Node, id: u64, octets: &[u8]) {
         let now = self.now;
         let local = self.local(node);
+        let mut told = None;
         if let Some(wire) = self.wires(node).get_mut(&id) {
             wire.heard_at = now;
             let messages = wire.received.feed(octets);
+            wire.note(now);
             let remote = wire.remote.and_then(|remote| Some((self.node_at(remote)?, remote.is_ipv4())));
             self.check.heard(&messages);
-            if let (Node::Pod(pod), Some((Node::Gateway(gateway), ipv4))) = (node, remote)
+            if let (Node::Pod(_), Some((Node::Gateway(gateway), ipv4))) = (node, remote)
                 && messages.contains(&Message::EndOfRib { ipv4 })
             {
-                self.pods[pod].kept.remove(&(gateway, ipv4));
+                told = Some((gateway, ipv4));
             }
         }
         match node {
             Node::Pod(pod) => {
                 self.pods[pod].dirty = true;
                 self.router(pod, Input::Received(ConnectionId(id), octets));
+                // What was told before the restart has been told anew, or is gone.
+                if let Some(key) = told.filter(|key| self.pods[pod].sessions.get(key) == Some(&NeighborState::Established)) {
+                    self.pods[pod].kept.remove(&key);
+                }
             }
             Node::Gateway(gateway) => {
                 match &mut self.gateways[gateway].brain {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::BytesMut;
+use martlet_api::view::Protocol;
 use martlet_bfd::{Meta, Output as BfdOutput};
 use martlet_bgp::{Input as BgpInput, NeighborId, Output as BgpOutput};
 use martlet_clock::{Dice, Instant};
@@ -291,6 +292,10 @@ impl World {
         }
         self.pods[pod].version = Some(version);
         self.pods[pod].dirty = true;
+        if self.api.versions[version].view.routers != self.api.versions[0].view.routers {
+            // Who is no longer asked for, or not yet again, need not be waited for.
+            self.pods[pod].untold.clear();
+        }
         let intent = Intent::new(&self.api.versions[version].view, &pod::settings(&self.script.topology));
         self.router(pod, Input::Intent(&intent));
     }
@@ -697,7 +702,9 @@ impl World {
                 let Some(link) = self.pods[pod].external().filter(|link| link.up && link.carrier) else { return };
                 let meta = Meta { interface: Some(link.name.clone()), ..meta.clone() };
                 if self.pods[pod].router.is_some() {
-                    self.check.bfd_heard(self.now, pod, meta.remote, payload);
+                    if !self.wants_signature(pod, meta.remote) {
+                        self.check.bfd_heard(self.now, pod, meta.remote, payload);
+                    }
                     self.pods[pod].bfd.handle(now, martlet_bfd::Input::Received(&meta, payload));
                     self.after_pod(pod);
                 }
@@ -710,6 +717,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether a pod takes only signed BFD packets from there: gateways sign none.
+    fn wants_signature(&self, pod: usize, remote: IpAddr) -> bool {
+        let Some(version) = self.pods[pod].version else { return false };
+        self.api.versions[version].view.routers.values().filter(|router| router.address == remote).any(|router| {
+            let profile = match &router.protocol {
+                Protocol::Bgp(bgp) => bgp.bfd.as_ref(),
+                Protocol::Static(profile) => profile.as_ref(),
+            };
+            profile.is_some_and(|profile| profile.auth.is_some())
+        })
     }
 
     /// Pulls what a core has for a connection.

@@ -255,7 +255,15 @@ impl Router {
     }
 
     fn on_intent(&mut self, now: Instant, intent: &Intent) {
-        if self.intent.as_ref() == Some(intent) || self.life != Life::Running {
+        if self.intent.as_ref() == Some(intent) {
+            return;
+        }
+        if self.life != Life::Running {
+            // Who leaves changes nothing any more, but what is no longer wanted is withdrawn at once even now.
+            if let Some(old) = &mut self.intent {
+                old.vips.retain(|vip| intent.vips.contains(vip));
+                self.reconsider = true;
+            }
             return;
         }
         let before = self.intent.replace(intent.clone());

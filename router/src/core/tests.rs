@@ -449,6 +449,19 @@ fn who_leaves_gracefully_says_so_before_it_withdraws() {
 }
 
 #[test]
+fn a_vip_that_is_deleted_while_the_router_leaves_is_withdrawn_at_once() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.router.config.leave = Duration::from_secs(2);
+    let wish = |vips: &[&str]| intent(&[("gw", "10.0.0.2", Protocol::Static(None))], vips);
+    stage.handle(0, &Input::Intent(&wish(&["20.0.0.1/32", "20.0.0.2/32"])));
+    stage.handle(0, &Input::Lb(&ready(&["20.0.0.1/32", "20.0.0.2/32"])));
+    stage.handle(100, &Input::Stop);
+    assert_eq!(stage.announced().len(), 2);
+    stage.handle(200, &Input::Intent(&wish(&["20.0.0.1/32"])));
+    assert_eq!(stage.announced(), ["20.0.0.1/32"]);
+}
+
+#[test]
 fn adoption_ends_in_time_although_the_kernel_is_busy() {
     let mut router = Router::new(config());
     let snapshot = Snapshot { links: [(7, link(true))].into(), objects: [default_via("10.0.0.2")].into() };
