@@ -210,9 +210,15 @@ pub struct Bfd {
     pub strict: bool,
     /// Echo interval.
     pub echo: Option<Duration>,
+    /// How often the neighbour may echo by way of us.
+    pub echo_receive: Option<Duration>,
+    /// The neighbour only forwards our echo packets back (RFC 9747): there is an echo interval, and one hop.
+    pub unaffiliated: bool,
     /// Authentication: kind in words (`SimplePassword`, `KeyedMD5`, `MeticulousKeyedMD5`, `KeyedSHA1`,
     /// `MeticulousKeyedSHA1`), key id, the key once its Secret is known.
     pub auth: Option<(Arc<str>, u8, Password)>,
+    /// More keys that are accepted, by their ids.
+    pub auth_accepts: Vec<(u8, Password)>,
     /// The hops of RFC 5883 (the least TTL that is accepted is 255 less these; 64 or more: any); `None`: single hop.
     pub multihop_hops: Option<u8>,
 }
@@ -226,7 +232,10 @@ impl Default for Bfd {
             multiplier: 5,
             strict: false,
             echo: None,
+            echo_receive: None,
+            unaffiliated: false,
             auth: None,
+            auth_accepts: Vec::new(),
             multihop_hops: None,
         }
     }

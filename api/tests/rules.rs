@@ -189,12 +189,19 @@ cases! { GatewayRouter, router(),
         bad ["0s", "999us", "2h", "300", "-1s", "1d", ""];
     receive_interval_is_a_duration: "bgp.bfd.minRx", good ["50ms"], bad ["0", "x"];
     echo_interval_is_a_duration: "bgp.bfd.echo", good ["50ms"], bad ["0s"];
+    echo_receive_interval_is_a_duration: "bgp.bfd.echoReceive", good ["50ms"], bad ["0s", 50];
+    unaffiliated_is_a_boolean: "bgp.bfd", good [{"unaffiliated": true, "echo": "50ms"}], bad [{"unaffiliated": true}, {"unaffiliated": "yes"}];
     multiplier_is_an_octet_but_not_zero: "bgp.bfd.multiplier", good [1, 3, 255], bad [0, 256, -1, "3"];
     the_switch_is_a_boolean: "bgp.bfd.switch", good [true, false], bad ["on", 1];
     bfd_hops_have_a_ttl: "bgp.bfd.multihop", good [{"ttl": 254}, {}], bad [{"ttl": 0}, {"ttl": 256}];
     bfd_authentication_has_a_key: "bgp.bfd.authentication",
-        good [{"type": "MeticulousKeyedSHA1", "keyID": 7, "keySource": "secret", "keyName": "key"}],
+        good [
+            {"type": "MeticulousKeyedSHA1", "keyID": 7, "keySource": "secret", "keyName": "key"},
+            {"type": "KeyedMD5", "keyID": 7, "keySource": "secret", "keyName": "key",
+             "accept": [{"keyID": 8, "keySource": "secret", "keyName": "next"}]},
+        ],
         bad [
+            {"type": "KeyedMD5", "keyID": 7, "keySource": "secret", "keyName": "key", "accept": [{"keyID": 8}]},
             {"type": "MeticulousKeyedSHA1", "keyID": 256, "keySource": "secret", "keyName": "key"},
             {"type": "SHA1", "keyID": 1, "keySource": "secret", "keyName": "key"},
             {"type": "KeyedMD5", "keyID": 1, "keySource": "", "keyName": "key"},

@@ -275,7 +275,11 @@ impl Intent {
         let auth = match &profile.auth {
             Some((kind, id, password)) => {
                 let kind = auth_kind(kind).ok_or_else(|| format!("bfd.auth: {kind:?} is no kind of authentication"))?;
-                Some(Auth { kind, keys: vec![AuthKey { id: *id, secret: secret(password)?.to_vec() }] })
+                // The first signs; all are accepted.
+                let keys =
+                    std::iter::once((id, password)).chain(profile.auth_accepts.iter().map(|(id, key)| (id, key)));
+                let keys = keys.map(|(id, key)| Ok(AuthKey { id: *id, secret: secret(key)?.to_vec() }));
+                Some(Auth { kind, keys: keys.collect::<Result<_, String>>()? })
             }
             None => None,
         };
@@ -285,6 +289,8 @@ impl Intent {
             multiplier: profile.multiplier,
             auth,
             echo: profile.echo,
+            echo_rx: profile.echo_receive,
+            unaffiliated: profile.unaffiliated,
             min_ttl: least_ttl(profile.multihop_hops),
             ..SessionConfig::default()
         };
@@ -492,6 +498,35 @@ mod tests {
             Intent::new(&object, &Settings::default()).bfd.values().map(|session| session.min_ttl).collect::<Vec<_>>()
         };
         assert_eq!((least(None), least(Some(2)), least(Some(64))), (vec![255], vec![253], vec![1]));
+    }
+
+    #[test]
+    fn a_bfd_session_signs_with_one_key_and_accepts_more() {
+        let key = |text: &str| view::Password {
+            source: "keys".into(),
+            key: "bfd".into(),
+            secret: Some(Arc::from(text.as_bytes())),
+        };
+        let profile = view::Bfd {
+            auth: Some(("KeyedSHA1".into(), 1, key("old"))),
+            auth_accepts: vec![(2, key("new"))],
+            ..view::Bfd::default()
+        };
+        let object = view(vec![("gw", "10.0.0.1", Protocol::Static(Some(profile)))]);
+        let sessions = Intent::new(&object, &Settings::default()).bfd;
+        let auth = sessions.values().next().and_then(|session| session.auth.clone()).unwrap();
+        let keys: Vec<_> = auth.keys.iter().map(|key| (key.id, key.secret.as_slice())).collect();
+        assert_eq!((auth.kind, keys), (AuthKind::KeyedSha1, vec![(1, &b"old"[..]), (2, b"new")]));
+    }
+
+    #[test]
+    fn a_neighbour_may_echo_or_know_no_bfd_at_all() {
+        let echo = Some(Duration::from_millis(50));
+        let profile = view::Bfd { echo, echo_receive: echo, unaffiliated: true, ..view::Bfd::default() };
+        let object = view(vec![("gw", "10.0.0.1", Protocol::Static(Some(profile)))]);
+        let sessions = Intent::new(&object, &Settings::default()).bfd;
+        let session = sessions.values().next().unwrap();
+        assert_eq!((session.echo, session.echo_rx, session.unaffiliated), (echo, echo, true));
     }
 
     #[test]

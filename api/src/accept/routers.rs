@@ -63,13 +63,13 @@ fn resolve(objects: &Objects, name: &ObjectName, router: &mut GatewayRouter, tol
             if let Some(tcp_ao) = &mut bgp.extra.tcp_ao {
                 fill("spec.bgp.tcpAo", &mut tcp_ao.key, LONGEST_TCP_KEY);
             }
-            if let Some((longest, password)) = bfd_key(bgp.bfd.as_mut()) {
-                fill("spec.bgp.bfd.authentication", password, longest);
+            for (field, longest, password) in bfd_keys(bgp.bfd.as_mut()) {
+                fill(&format!("spec.bgp.bfd.authentication{field}"), password, longest);
             }
         }
         Protocol::Static(bfd) => {
-            if let Some((longest, password)) = bfd_key(bfd.as_mut()) {
-                fill("spec.static.bfd.authentication", password, longest);
+            for (field, longest, password) in bfd_keys(bfd.as_mut()) {
+                fill(&format!("spec.static.bfd.authentication{field}"), password, longest);
             }
         }
     }
@@ -80,11 +80,13 @@ fn resolve(objects: &Objects, name: &ObjectName, router: &mut GatewayRouter, tol
     }
 }
 
-/// The key of a BFD session and how long it may be: RFC 5880 sections 4.2 to 4.4.
-fn bfd_key(bfd: Option<&mut Bfd>) -> Option<(usize, &mut Password)> {
-    let (kind, _, password) = bfd?.auth.as_mut()?;
+/// The keys of a BFD session, which fields they are and how long they may be: RFC 5880 sections 4.2 to 4.4.
+fn bfd_keys(bfd: Option<&mut Bfd>) -> Vec<(String, usize, &mut Password)> {
+    let Some(Bfd { auth: Some((kind, _, password)), auth_accepts, .. }) = bfd else { return Vec::new() };
     let longest = if kind.ends_with("SHA1") { 20 } else { 16 };
-    Some((longest, password))
+    let accepted = auth_accepts.iter_mut().enumerate();
+    let accepted = accepted.map(|(place, (_, password))| (format!(".accept[{place}]"), longest, password));
+    std::iter::once((String::new(), longest, password)).chain(accepted).collect()
 }
 
 fn key(objects: &Objects, router: &ObjectName, password: &Password, longest: usize) -> Result<Arc<[u8]>, String> {

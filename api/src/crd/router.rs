@@ -194,6 +194,10 @@ pub struct StaticSpec {
 /// A BFD session.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.unaffiliated) || !self.unaffiliated || has(self.echo)")
+        .message("unaffiliated needs echo"),
+)]
 pub struct BfdSpec {
     /// On, or off (the default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,6 +224,14 @@ pub struct BfdSpec {
     #[schemars(length(max = 32))]
     #[x_kube(validation = rules::interval())]
     pub echo: Option<String>,
+    /// Shortest interval at which the neighbour may echo by way of us, whose kernel must forward; omitted: it may not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = rules::interval())]
+    pub echo_receive: Option<String>,
+    /// The neighbour knows no BFD, it only forwards our echo packets back (RFC 9747); needs echo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unaffiliated: Option<bool>,
     /// The neighbour is not on our link (RFC 5883).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multihop: Option<Multihop>,
@@ -235,6 +247,26 @@ pub struct BfdAuthentication {
     /// How.
     #[serde(rename = "type")]
     pub type_: BfdAuthenticationType,
+    /// The number of the key.
+    #[serde(rename = "keyID")]
+    #[schemars(range(min = 0, max = 255))]
+    pub key_id: i64,
+    /// The Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub key_source: String,
+    /// The key in its data.
+    #[schemars(length(min = 1, max = 253))]
+    pub key_name: String,
+    /// More keys that are accepted: how a key is changed without a packet lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    pub accept: Option<Vec<BfdKey>>,
+}
+
+/// A key of BFD.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BfdKey {
     /// The number of the key.
     #[serde(rename = "keyID")]
     #[schemars(range(min = 0, max = 255))]
@@ -316,7 +348,8 @@ pub enum TcpAuthenticationAlgorithm {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Multihop {
-    /// The TTL that we send, 255 less the hops for BFD; 64 if omitted.
+    /// BGP: the TTL that we send. BFD, which sends 255: how many hops there may be; what made more is discarded, and from 64
+    /// on nothing is (not every sender begins with 255). 64 if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 255))]
     pub ttl: Option<i64>,

@@ -177,17 +177,29 @@ fn bfd(check: &mut Check, field: &str, spec: &crd::BfdSpec, path: Option<&crd::M
     let min_tx = interval("minTx", spec.min_tx.as_ref()).unwrap_or(house.min_tx);
     let min_rx = interval("minRx", spec.min_rx.as_ref()).unwrap_or(house.min_rx);
     let echo = interval("echo", spec.echo.as_ref());
+    let echo_receive = interval("echoReceive", spec.echo_receive.as_ref());
+    let unaffiliated = spec.unaffiliated.unwrap_or(false);
     let multiplier = spec.multiplier.and_then(|n| check.number(&format!("{field}.multiplier"), n, 1..=255));
     let multihop = spec.multihop.as_ref().or(path);
     let multihop_hops = multihop.map(|multihop| ttl(check, &format!("{field}.multihop.ttl"), multihop));
     if echo.is_some() && multihop.is_some() {
         check.refuse(format!("{field}.echo"), "", "excludes multihop (RFC 5883, section 3): remove one of them");
     }
+    if unaffiliated && spec.echo.is_none() {
+        check.refuse(format!("{field}.unaffiliated"), "true", "needs echo, the interval of the packets (RFC 9747)");
+    }
     let auth = spec.authentication.as_ref().map(|auth| {
         let field = format!("{field}.authentication");
         let key_id = check.number(&format!("{field}.keyID"), auth.key_id, 0..=255).unwrap_or(0);
         (Arc::from(authentication_name(auth.type_)), key_id, password(check, &field, &auth.key_source, &auth.key_name))
     });
+    let accepted = spec.authentication.iter().flat_map(|auth| auth.accept.iter().flatten()).enumerate();
+    let auth_accepts = accepted.map(|(place, key)| {
+        let field = format!("{field}.authentication.accept[{place}]");
+        let key_id = check.number(&format!("{field}.keyID"), key.key_id, 0..=255).unwrap_or(0);
+        (key_id, password(check, &field, &key.key_source, &key.key_name))
+    });
+    let auth_accepts = auth_accepts.collect();
     // Values of a profile that is switched off are checked too: it may be switched on at any time.
     spec.switch.unwrap_or(false).then(|| Bfd {
         min_tx,
@@ -195,7 +207,10 @@ fn bfd(check: &mut Check, field: &str, spec: &crd::BfdSpec, path: Option<&crd::M
         multiplier: multiplier.unwrap_or(house.multiplier),
         strict: spec.strict.unwrap_or(false),
         echo,
+        echo_receive,
+        unaffiliated,
         auth,
+        auth_accepts,
         multihop_hops,
     })
 }
