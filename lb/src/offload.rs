@@ -8,8 +8,10 @@
 //!   could take before a later one.
 //! - All else of a VIP (echoes, ICMP errors, what no route takes): to the queue.
 //!
-//! The hash is the one of [`crate::hash`]: both engines send a flow to the same endpoint. Fragments must have been put
-//! together by the kernel before. It is not for everybody: a map of 65537 slots costs 6 MB of kernel memory, rules are walked
+//! - Fragments of IPv4 and all that has extension headers of IPv6: to the queue, unless the kernel has put fragments together
+//!   before. (That costs every packet more than the whole engine does.)
+//!
+//! The hash is the one of [`crate::hash`]: both engines send a flow to the same endpoint. It is not for everybody: a map of 65537 slots costs 6 MB of kernel memory, rules are walked
 //! one by one, and the kernel itself answers what is too big (not as the VIP). What it forwards is counted by route and by
 //! endpoint in elements of sets: see [`counts`].
 
@@ -106,7 +108,7 @@ pub const fn chain_of(family: Family) -> &'static str {
 pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
     let mut made = Offload::default();
     for family in Family::ALL {
-        let mut chain = Chain::default();
+        let mut chain = Chain { hook: None, rules: vec![to_queue_first(family, queue)] };
         for (rank, name) in tables.classifier().names().iter().enumerate() {
             let Some(route) = view.routes.get(name) else { continue };
             let backend = tables.backend(rank).filter(|_| is_simple(route) && !tables.policy().nfqlb);
@@ -172,7 +174,8 @@ fn conditions(family: Family, rank: usize, route: &Route, sets: &mut BTreeMap<St
         nets.iter().filter(|net| Family::of(net) == family).copied().collect()
     };
     let number = if family == Family::Ipv4 { 4 } else { 6 };
-    let mut base = Rule::new();
+    // Last what costs most. The chain has packets of its family only.
+    let mut addresses = Vec::new();
     for (what, address, nets) in
         [("vips", Address::Destination, &route.destinations), ("sources", Address::Source, &route.sources)]
     {
@@ -182,23 +185,77 @@ fn conditions(family: Family, rank: usize, route: &Route, sets: &mut BTreeMap<St
             (true, false) => return None,
             (false, _) => {}
         }
-        let name = format!("{what}-{rank}-{number}");
-        base = base.address_in(family, address, &name);
-        sets.insert(name, Set::Prefixes { family, elements });
+        let (offset, length) = place_of(family, address);
+        addresses.push(Expression::Payload { base: Base::Network, offset, length, to: SCRATCH });
+        if let (Address::Destination, 1, Some(vip)) = (address, elements.len(), elements.first()) {
+            let value = match vip.addr() {
+                IpAddr::V4(vip) => vip.octets().to_vec(),
+                IpAddr::V6(vip) => vip.octets().to_vec(),
+            };
+            addresses.push(Expression::Compare { register: SCRATCH, equal: true, value });
+            continue;
+        }
+        let set = format!("{what}-{rank}-{number}");
+        addresses.push(Expression::Lookup { register: SCRATCH, set: set.clone(), found: true });
+        let elements = match address {
+            Address::Source => Set::Prefixes { family, elements },
+            Address::Destination => Set::Addresses { family, elements: elements.iter().map(IpNet::addr).collect() },
+        };
+        sets.insert(set, elements);
     }
+    let whole = |rule: Rule| Rule(rule.0.into_iter().chain(addresses.iter().cloned()).collect());
     let mut rules = Vec::new();
     for transport in &route.protocols {
-        let of_protocol = base.clone().protocol(number_of(*transport));
+        let of_protocol = next_header(Rule::new(), family, number_of(*transport), true);
         for source in blocks(&route.source_ports) {
             for destination in blocks(&route.destination_ports) {
-                rules.push(port(port(of_protocol.clone(), 0, source), 2, destination));
+                rules.push(whole(port(port(of_protocol.clone(), 2, destination), 0, source)));
             }
         }
     }
     if let Some(port_of_udp) = route.sctp_in_udp_port {
-        rules.push(port(base.protocol(protocol::UDP), 2, (port_of_udp, u16::MAX)));
+        let udp = next_header(Rule::new(), family, protocol::UDP, true);
+        rules.push(whole(port(udp, 2, (port_of_udp, u16::MAX))));
     }
     Some(rules)
+}
+
+/// Where an address stands in the IP header, and how long it is.
+const fn place_of(family: Family, address: Address) -> (u32, u32) {
+    match (family, address) {
+        (Family::Ipv4, Address::Source) => (12, 4),
+        (Family::Ipv4, Address::Destination) => (16, 4),
+        (Family::Ipv6, Address::Source) => (8, 16),
+        (Family::Ipv6, Address::Destination) => (24, 16),
+    }
+}
+
+/// Goes on when the IP header says that this comes next: in IPv6 that excludes extension headers, of which a fragment's is one.
+fn next_header(rule: Rule, family: Family, number: u8, equal: bool) -> Rule {
+    let offset = if family == Family::Ipv4 { 9 } else { 6 };
+    rule.then(Expression::Payload { base: Base::Network, offset, length: 1, to: SCRATCH }).then(Expression::Compare {
+        register: SCRATCH,
+        equal,
+        value: vec![number],
+    })
+}
+
+/// What the routes' rules must not see, to the queue: IPv4 fragments, and whatever has IPv6 extension headers.
+fn to_queue_first(family: Family, queue: Queue) -> Rule {
+    match family {
+        Family::Ipv4 => {
+            let (mask, xor) = (vec![0x3f, 0xff], vec![0, 0]);
+            Rule::new()
+                .then(Expression::Payload { base: Base::Network, offset: 6, length: 2, to: SCRATCH })
+                .then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor })
+                .then(Expression::Compare { register: SCRATCH, equal: false, value: vec![0, 0] })
+        }
+        Family::Ipv6 => [protocol::TCP, protocol::UDP, protocol::SCTP]
+            .into_iter()
+            .fold(Rule::new(), |rule, number| next_header(rule, family, number, false)),
+    }
+    .counter()
+    .queue(queue)
 }
 
 /// Port ranges as aligned powers of two: the first port and the mask. No range: any port.

@@ -165,8 +165,8 @@ pub fn nftables(vips: &BTreeSet<IpNet>, replies: &Replies, queue: Queue, defragm
     translate::put_into(&mut table, replies, vips);
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for (family, set) in [(Family::Ipv4, "vips-4"), (Family::Ipv6, "vips-6")] {
-        let elements = vips.iter().filter(|vip| Family::of(vip) == family).copied().collect();
-        table = table.set(set, Set::Prefixes { family, elements });
+        let elements = vips.iter().filter(|vip| Family::of(vip) == family).map(IpNet::addr).collect();
+        table = table.set(set, Set::Addresses { family, elements });
         let to_vip = NftRule::new().address_in(family, Address::Destination, set);
         let by_kernel = Expression::Goto(chain_of(family).into());
         match steer {

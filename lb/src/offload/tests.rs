@@ -71,6 +71,19 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
                             registers[usize::from(from.0) * 4 + number] & mask ^ xor;
                     }
                 }
+                Expression::Lookup { register, set, found: true }
+                    if matches!(made.sets[set], Set::Addresses { .. }) =>
+                {
+                    let Set::Addresses { family, elements } = &made.sets[set] else { continue };
+                    let at = usize::from(register.0) * 4;
+                    let address: IpAddr = match family {
+                        Family::Ipv4 => <[u8; 4]>::try_from(&registers[at..at + 4]).unwrap().into(),
+                        Family::Ipv6 => <[u8; 16]>::try_from(&registers[at..at + 16]).unwrap().into(),
+                    };
+                    if !elements.contains(&address) {
+                        continue 'rules;
+                    }
+                }
                 Expression::Lookup { register, set, found: true } if matches!(made.sets[set], Set::Counted(_)) => {
                     let Set::Counted(marks) = &made.sets[set] else { continue };
                     let at = usize::from(register.0) * 4;

@@ -121,8 +121,8 @@ fn each_vip_is_in_the_set_of_its_family() {
     let vips: BTreeSet<IpNet> = ["20.0.0.1/32", "2000::1/128"].map(|vip| vip.parse().unwrap()).into();
     let queue = Queue { first: 0, total: 2, bypass: false, fanout: false, form: QueueForm::Native };
     let table = nftables(&vips, &BTreeMap::new(), queue, false, Steer::Queue);
-    let set = |family, vip: &str| Set::Prefixes { family, elements: [vip.parse().unwrap()].into() };
-    assert_eq!(table.sets["vips-4"], set(Family::Ipv4, "20.0.0.1/32"));
-    assert_eq!(table.sets["vips-6"], set(Family::Ipv6, "2000::1/128"));
+    let set = |family, vip: &str| Set::Addresses { family, elements: [vip.parse().unwrap()].into() };
+    assert_eq!(table.sets["vips-4"], set(Family::Ipv4, "20.0.0.1"));
+    assert_eq!(table.sets["vips-6"], set(Family::Ipv6, "2000::1"));
     assert!(table.chains["prerouting"].rules.iter().all(|rule| rule.0.last() == Some(&Expression::Queue(queue))));
 }

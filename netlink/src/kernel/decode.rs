@@ -85,7 +85,7 @@ fn kind(message: &RouteMessage) -> Option<RouteKind> {
     Some(RouteKind::Unicast(vec![single]))
 }
 
-fn next_hop(hop: &RouteNextHop) -> NextHop {
+pub(super) fn next_hop(hop: &RouteNextHop) -> NextHop {
     NextHop {
         gateway: hop.attributes.iter().find_map(gateway),
         interface: Some(hop.interface_index).filter(|index| *index > 0),
@@ -95,7 +95,7 @@ fn next_hop(hop: &RouteNextHop) -> NextHop {
     }
 }
 
-fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+pub(super) fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
         RouteAttribute::Gateway(gateway) => address(gateway),
         RouteAttribute::Via(RouteVia::Inet(gateway)) => Some((*gateway).into()),
@@ -104,7 +104,7 @@ fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
     }
 }
 
-const fn address(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) const fn address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),

@@ -20,6 +20,7 @@ mod decode;
 mod encode;
 mod events;
 mod socket;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -38,6 +39,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, address, link};
 use tokio::task::JoinHandle;
 
 pub use events::{Event, Events, ObjectsChanged};
+pub use whole::{Row, Whole};
 
 use crate::Error;
 use crate::datagram::Reply;

@@ -127,12 +127,12 @@ impl Batch {
         ];
         match set {
             Set::Prefixes { family, .. } => {
-                let (kind, length) = match family {
-                    Family::Ipv4 => (TYPE_IPV4, 4),
-                    Family::Ipv6 => (TYPE_IPV6, 16),
-                };
                 attributes.push(SetAttribute::Flags(SetFlags::Interval));
-                attributes.extend([SetAttribute::KeyType(kind), SetAttribute::KeyLen(length)]);
+                attributes.extend(address_key(*family));
+            }
+            Set::Addresses { family, elements } => {
+                attributes.extend(address_key(*family));
+                attributes.push(room(elements.len()));
             }
             Set::Marks(marks) => {
                 attributes.push(SetAttribute::Flags(SetFlags::Map));
@@ -147,9 +147,10 @@ impl Batch {
                 attributes.extend([SetAttribute::KeyType(TYPE_INTEGER), SetAttribute::KeyLen(*key)]);
                 attributes.extend([SetAttribute::DataType(TYPE_INTEGER), SetAttribute::DataLen(*value)]);
             }
-            Set::Counted(_) => {
+            Set::Counted(marks) => {
                 attributes.extend([SetAttribute::KeyType(TYPE_MARK), SetAttribute::KeyLen(4)]);
                 attributes.push(SetAttribute::UserData(host_order()));
+                attributes.push(room(marks.len()));
             }
         }
         self.add(&format!("set {name} of "), NfTablesMessage::NewSet(SetMessage { attributes }), NLM_F_CREATE);
@@ -164,7 +165,7 @@ impl Batch {
             let changed = || old.iter().zip(new.iter()).zip(0..).filter(|((old, new), _)| old != new);
             let gone = changed().map(|((old, _), slot)| mark(slot, *old)).collect();
             (gone, changed().map(|((_, new), slot)| mark(slot, *new)).collect())
-        } else if matches!(new, Set::Map { .. } | Set::Counted(_)) {
+        } else if matches!(new, Set::Map { .. } | Set::Counted(_) | Set::Addresses { .. }) {
             let (old, new) = (all(old), all(new));
             let surplus = |these: &[Element], those: &[Element]| -> Vec<Element> {
                 these.iter().filter(|element| !those.contains(element)).cloned().collect()
@@ -233,9 +234,36 @@ fn same_shape(old: &Set, new: &Set) -> bool {
         (Set::Map { key, value, .. }, Set::Map { key: new_key, value: new_value, .. }) => {
             (key, value) == (new_key, new_value)
         }
-        (Set::Counted(_), Set::Counted(_)) => true,
+        (Set::Counted(old), Set::Counted(new)) => capacity(old.len()) == capacity(new.len()),
+        (Set::Addresses { family, elements }, Set::Addresses { family: new_family, elements: new }) => {
+            family == new_family && capacity(elements.len()) == capacity(new.len())
+        }
         _ => false,
     }
+}
+
+/// Elements that a set has room for: one that says so is a table of fixed size, which is found in faster. It grows by a
+/// factor of four, so that this is seldom.
+const fn capacity(elements: usize) -> usize {
+    let mut capacity = 256;
+    while capacity < elements {
+        capacity *= 4;
+    }
+    capacity
+}
+
+/// Twice of it, because what goes is still there while what comes is added.
+fn room(elements: usize) -> SetAttribute {
+    let size = u32::try_from(2 * capacity(elements)).unwrap_or(u32::MAX);
+    SetAttribute::Description(vec![SetDescription::Size(size)])
+}
+
+const fn address_key(family: Family) -> [SetAttribute; 2] {
+    let (kind, length) = match family {
+        Family::Ipv4 => (TYPE_IPV4, 4),
+        Family::Ipv6 => (TYPE_IPV6, 16),
+    };
+    [SetAttribute::KeyType(kind), SetAttribute::KeyLen(length)]
 }
 
 /// What the `nft` program reads to show slots and marks as numbers: "the key, and the data, are in the machine's order".
@@ -272,6 +300,10 @@ fn all(set: &Set) -> Vec<Element> {
         Set::Marks(marks) => (0..).zip(marks.iter()).map(|(slot, value)| mark(slot, *value)).collect(),
         Set::Map { elements, .. } => elements.iter().map(|(key, value)| pair(key, value)).collect(),
         Set::Counted(marks) => marks.iter().copied().map(counted).collect(),
+        Set::Addresses { family, elements } => {
+            let of_family = elements.iter().filter(|address| address.is_ipv4() == (*family == Family::Ipv4));
+            of_family.map(|one| vec![SetElementAttribute::Key(DataAttribute::Value(octets(*one)))]).collect()
+        }
     }
 }
 
@@ -281,6 +313,13 @@ fn chunks(elements: Vec<Element>) -> impl Iterator<Item = Vec<Element>> {
         let chunk: Vec<_> = elements.by_ref().take(ELEMENTS_MAX).collect();
         (!chunk.is_empty()).then_some(chunk)
     })
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 fn pair(key: &[u8], value: &[u8]) -> Element {

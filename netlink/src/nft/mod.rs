@@ -47,6 +47,7 @@ mod rule;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -98,6 +99,13 @@ pub enum Set {
         family: Family,
         /// They may overlap and touch.
         elements: BTreeSet<IpNet>,
+    },
+    /// Addresses of one family: found by a hash, which is cheaper than intervals.
+    Addresses {
+        /// Their family.
+        family: Family,
+        /// All of that family.
+        elements: BTreeSet<IpAddr>,
     },
     /// Slot -> mark, for `jhash .. mod M`: the slots are the indexes.
     Marks(Arc<[u32]>),
