@@ -14,16 +14,35 @@ use crate::gate::words;
 
 /// For how long BFD may take to come up before it is worth a word: a session that is not Up sends once a second.
 const BFD_PATIENCE: Duration = Duration::from_secs(3);
+/// For how long a connection may be silent before it is worth a word.
+const OPEN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The NOTIFICATION that ended the last session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Said {
-    /// Code and subcode.
+    /// Code and subcode, of what lies inside a Hard Reset (RFC 8538) those.
     pub(super) code: (u8, u8),
     /// We sent it; else it came from the neighbour.
     pub(super) sent: bool,
     /// The speaker's words.
     pub(super) text: String,
+}
+
+impl Said {
+    /// What ended a session, if it says anything of the neighbour or of us: that one of two connections gave way does not.
+    pub(super) fn new(code: (u8, u8), sent: bool, text: &str) -> Option<Self> {
+        let inner =
+            [("Administrative Shutdown", (6, 2)), ("Maximum Number of Prefixes", (6, 1)), ("BFD Down", (6, 10))];
+        let inside =
+            |hard: (u8, u8)| inner.into_iter().find(|(name, _)| text.contains(name)).map_or(hard, |(_, code)| code);
+        let code = if code == (6, 9) { inside(code) } else { code };
+        (code != (6, 7)).then(|| Self { code, sent, text: text.to_owned() })
+    }
+
+    /// It, with the remedy.
+    pub(super) fn words(&self, config: &NeighborConfig) -> String {
+        of_error(&self.text, Some(self), config)
+    }
 }
 
 /// `cause` with the side that said it and the remedy. `said` is the last NOTIFICATION, if there was one.
@@ -44,7 +63,7 @@ const fn remedy_of_ours(code: (u8, u8)) -> &'static str {
         (2, 3) => "; give one of the two another router id (ours: --router-id)",
         (2, 7) => "; activate the family at the neighbour, or correct bgp.families",
         (2, 11) => "; correct bgp.role, or the role of the neighbour",
-        (4, _) => "; check the path; BFD would tell sooner",
+        (4, _) => "; check the path, filters, and the TTL that each side accepts; BFD would tell sooner",
         (6, 1) => "; let the neighbour announce less, import less, or raise bgp.maximumPrefixes.limit",
         _ => "",
     }
@@ -118,6 +137,20 @@ pub(super) fn of_session(
             )
         });
     }
+    missing(state, config, negotiated)
+}
+
+/// What is to be said of a connection that is open and on which nothing comes.
+pub(super) fn of_silence(now: Instant, state: NeighborState, since: Instant) -> Option<String> {
+    let waits = matches!(state, NeighborState::OpenSent | NeighborState::OpenConfirm);
+    (waits && now.since(since) >= OPEN_PATIENCE).then(|| {
+        "connected, but no answer to our OPEN: check filters, and the TTL that each side accepts (bgp.ttlSecurity, \
+         bgp.multihop)"
+            .into()
+    })
+}
+
+fn missing(state: NeighborState, config: &NeighborConfig, negotiated: &BTreeSet<Family>) -> Option<String> {
     let missing: Vec<_> = config.families.difference(negotiated).map(|family| words(*family)).collect();
     (state == NeighborState::Established && !missing.is_empty()).then(|| {
         format!("the neighbour does not offer {}; activate it there, or correct bgp.families", missing.join(" and "))
@@ -133,7 +166,22 @@ mod tests {
     }
 
     fn said(code: (u8, u8), sent: bool) -> Said {
-        Said { code, sent, text: "words".into() }
+        Said::new(code, sent, "words").unwrap()
+    }
+
+    #[test]
+    fn a_hard_reset_is_what_it_encloses_and_a_collision_is_no_fault() {
+        let hard = Said::new((6, 9), false, "Cease/Hard Reset: Cease/Administrative Shutdown: \"noon\"").unwrap();
+        assert_eq!(hard.code, (6, 2));
+        assert!(hard.words(&config()).ends_with("\"noon\": it was shut down there; ask who runs it"));
+        assert_eq!(Said::new((6, 7), true, "Cease/Connection Collision Resolution"), None);
+    }
+
+    #[test]
+    fn a_connection_on_which_nothing_comes_is_told_after_a_while() {
+        let told = |millis, state| of_silence(Instant::from_millis(millis), state, Instant::from_millis(0)).is_some();
+        assert!(told(2_000, NeighborState::OpenSent) && !told(1_999, NeighborState::OpenSent));
+        assert!(!told(9_000, NeighborState::Established));
     }
 
     #[test]

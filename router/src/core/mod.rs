@@ -475,8 +475,9 @@ impl Router {
                 self.reconsider = true;
             }
             martlet_bgp::Event::Closed { neighbor, code: Some(code), sent, text, .. } => {
-                let said = lesson::Said { code: *code, sent: *sent, text: text.clone() };
-                self.sessions.entry(neighbor.clone()).or_default().said = Some(said);
+                if let Some(said) = lesson::Said::new(*code, *sent, text) {
+                    self.sessions.entry(neighbor.clone()).or_default().said = Some(said);
+                }
             }
             martlet_bgp::Event::EndOfRib { neighbor, family } => {
                 self.sessions.entry(neighbor.clone()).or_default().end_of_rib.insert(*family);

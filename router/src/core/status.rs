@@ -326,7 +326,7 @@ impl Router {
 }
 
 impl Router {
-    /// Why a neighbour is not as it should be, with the remedy.
+    /// Why a neighbour is not as it should be, or why its last session ended, with the remedy.
     fn lesson(
         &self,
         now: Instant,
@@ -334,17 +334,29 @@ impl Router {
         neighbor: &Neighbor,
         status: Option<&NeighborStatus>,
     ) -> Option<String> {
+        let config = &neighbor.config;
         let said = self.sessions.get(id).and_then(|session| session.said.as_ref());
         let bfd = neighbor.bfd.as_ref().and_then(|session| self.bfd.get(session));
-        let error = || Some(lesson::of_error(status?.last_error.as_deref()?, said, &neighbor.config));
-        let session = || status.and_then(|s| lesson::of_session(now, s.state, &neighbor.config, &s.families, bfd));
-        self.no_answer(id).or_else(error).or_else(session)
+        let error = || {
+            let text = status?.last_error.as_deref()?;
+            let gave_way = text.starts_with("Cease/Connection Collision");
+            (!gave_way).then(|| lesson::of_error(text, said, config))
+        };
+        let silence = || status.and_then(|s| lesson::of_silence(now, s.state, s.since));
+        let session = || status.and_then(|s| lesson::of_session(now, s.state, config, &s.families, bfd));
+        let last = || said.map(|said| said.words(config));
+        self.no_answer(id).or_else(silence).or_else(session).or_else(error).or_else(last)
     }
 
     /// What is wrong with gateway routers, in the form of conditions.
     fn session_conditions(&self, peers: &BTreeMap<String, PeerView>) -> Vec<String> {
         let Some(intent) = &self.intent else { return Vec::new() };
-        let faulty = peers.iter().filter_map(|(name, view)| Some((name, view.up, view.last_error.as_deref()?)));
+        // Of one that is Up only what is missing of it now, not why its last session ended.
+        let is_faulty = |view: &&PeerView| !view.up || view.negotiated.len() < view.families.len();
+        let faulty = peers
+            .iter()
+            .filter(|(_, view)| is_faulty(view))
+            .filter_map(|(name, view)| Some((name, view.up, view.last_error.as_deref()?)));
         let namespace = &intent.gateway.namespace;
         faulty
             .map(|(name, up, error)| {
