@@ -34,7 +34,7 @@ impl Health {
 ///
 /// # Errors
 /// The address cannot be bound.
-pub async fn serve(address: SocketAddr, health: Health, tasks: &mut JoinSet<()>) -> Result<()> {
+pub async fn serve(address: SocketAddr, health: &Health, tasks: &mut JoinSet<()>) -> Result<()> {
     let services = |ready: &bool| vec![("", true), (READINESS, *ready)];
     tasks.spawn(martlet_api::serve::health::serve(address, health.ready.subscribe(), services).await?);
     Ok(())
@@ -42,6 +42,7 @@ pub async fn serve(address: SocketAddr, health: Health, tasks: &mut JoinSet<()>)
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
     use tokio::net::TcpListener;
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
@@ -53,7 +54,7 @@ mod tests {
         // A free port: nobody else takes it in the moment between.
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let (health, mut tasks) = (Health::default(), JoinSet::new());
-        serve(address, health.clone(), &mut tasks).await.unwrap();
+        serve(address, &health, &mut tasks).await.unwrap();
         let channel =
             tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let mut client = HealthClient::new(channel);

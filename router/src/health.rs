@@ -1,8 +1,9 @@
 //! gRPC health (`grpc.health.v1`): what kubelet asks.
 //!
 //! `Readiness`: the router runs and its source can be read (and, by option, a gateway router is Up); `Egress`: a gateway
-//! router is Up; `NSPCli`: the source, by the name that it had in the frontend; the empty name: as `Readiness`. Losing the
-//! source makes the pod unready; announcing and forwarding go on.
+//! router is Up; `NSPCli`: the source, by the name that it had in the frontend; the empty name: the process lives. Losing the
+//! source makes the pod unready; announcing and forwarding go on, and a liveness probe, which asks for the empty name, must
+//! not end them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +26,7 @@ pub struct Vital {
 pub fn services(vital: Vital, needs_egress: bool) -> [(&'static str, bool); 4] {
     let egress = vital.connectivity.ipv4 || vital.connectivity.ipv6;
     let ready = vital.running && vital.source_reached && (egress || !needs_egress);
-    [("", ready), ("Readiness", ready), ("Egress", egress), ("NSPCli", vital.source_reached)]
+    [("", true), ("Readiness", ready), ("Egress", egress), ("NSPCli", vital.source_reached)]
 }
 
 /// Serves health on `address` as long as the driver runs.
@@ -57,6 +58,7 @@ mod tests {
         assert!(
             !serves(blind, false, "Readiness") && !serves(blind, false, "NSPCli") && serves(blind, false, "Egress")
         );
+        assert!(serves(blind, true, ""), "a probe of liveness does not kill a router that has lost its source");
         assert!(!serves(Vital { running: false, ..all }, false, "Readiness"));
     }
 
