@@ -80,7 +80,11 @@ fn session(name: &str, peer: &PeerView, bfd: Option<Option<&BfdView>>) -> Sessio
     SessionState {
         router: name.to_owned(),
         up: peer.up,
-        state: if is_static { "Static".to_owned() } else { peer.state.clone() },
+        state: match peer.protocol.as_str() {
+            "Static" => "Static".to_owned(),
+            "-" => "NotTried".to_owned(),
+            _ => peer.state.clone(),
+        },
         bfd: bfd.map(|view| view.map_or_else(|| "Down".to_owned(), |view| view.state.clone())),
         since: age_s.map(ago),
         last_error: (!errors.is_empty()).then(|| errors.join("; ")),

@@ -51,7 +51,7 @@ pub struct SessionState {
     pub router: String,
     /// It can be used: BGP is Established, or the static next hop is alive.
     pub up: bool,
-    /// The BGP state in the words of RFC 4271, or `Static`.
+    /// The BGP state in the words of RFC 4271, `Static`, or `NotTried`.
     pub state: String,
     /// The BFD state in the words of RFC 5880, if BFD is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures::future::FutureExt as _;
 use futures::stream::{self, BoxStream, StreamExt as _};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, WatchEvent, WatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, WatchEvent, WatchParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, ResourceExt as _};
@@ -28,9 +28,11 @@ use crate::objects::{Kind, Objects};
 const BATCH: usize = 1000;
 /// How long a watch of Secrets lasts; the API server ends it.
 const SECRETS_WATCH_S: u32 = 240;
-/// Between two watches of Secrets: after the end of one, and after a failure.
+/// Between two watches of Secrets.
 const SECRETS_PAUSE: Duration = Duration::from_secs(1);
-const SECRETS_RETRY: Duration = Duration::from_secs(5);
+/// Before a kind that may not be read is asked for again, and one whose server did not answer.
+const ABSENT_RETRY: Duration = Duration::from_secs(30);
+const LOST_RETRY: Duration = Duration::from_secs(1);
 /// After how long all Secrets were certainly shown.
 const SECRETS_WHOLE: Duration = Duration::from_secs(10);
 /// How long changes of other kinds wait for a list that has begun.
@@ -199,16 +201,38 @@ fn anew(kind: Kind, api: Api<DynamicObject>, rounds: watch::Receiver<()>) -> Cha
     every.flatten().boxed()
 }
 
+/// The changes of a kind. Where it may not be read that is asked again now and then, and otherwise left in peace: a watcher would
+/// try again every second, and log it.
 fn changes(kind: Kind, api: Api<DynamicObject>) -> Changes {
-    let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
-    let change = move |event| match event {
-        Ok(Event::Init) => Change::Begin,
-        Ok(Event::InitApply(object) | Event::Apply(object)) => Change::Put(json(&object)),
-        Ok(Event::InitDone) => Change::End,
-        Ok(Event::Delete(object)) => Change::Remove(object.name_any()),
-        Err(error) => failure(&error),
-    };
-    events.map(move |event| (kind, change(event))).boxed()
+    let rounds = stream::unfold((api, Duration::ZERO), move |(api, pause)| async move {
+        tokio::time::sleep(pause).await;
+        let may = api.list_metadata(&ListParams::default().limit(1)).await;
+        let (round, pause): (Changes, _) = match may {
+            Ok(_) => {
+                let events = watcher::watcher(api.clone(), watcher::Config::default()).default_backoff();
+                let change = |event| match event {
+                    Ok(Event::Init) => Change::Begin,
+                    Ok(Event::InitApply(object) | Event::Apply(object)) => Change::Put(json(&object)),
+                    Ok(Event::InitDone) => Change::End,
+                    Ok(Event::Delete(object)) => Change::Remove(object.name_any()),
+                    Err(error) => failure(&error),
+                };
+                let until_absent = events.map(change).scan(false, |absent, change| {
+                    let stop = *absent;
+                    *absent = matches!(change, Change::Absent);
+                    futures::future::ready((!stop).then_some(change))
+                });
+                (until_absent.map(move |change| (kind, change)).boxed(), ABSENT_RETRY)
+            }
+            Err(error) => {
+                let change = refusal(&error);
+                let pause = if matches!(change, Change::Absent) { ABSENT_RETRY } else { LOST_RETRY };
+                (stream::iter([(kind, change)]).boxed(), pause)
+            }
+        };
+        Some((round, (api, pause)))
+    });
+    rounds.flatten().boxed()
 }
 
 fn failure(error: &watcher::Error) -> Change {
@@ -260,7 +284,11 @@ fn secrets(api: Api<DynamicObject>) -> Changes {
                 let whole = stream::iter([Change::BeginRound]).chain(round).chain(stream::once(end));
                 (whole.map(move |change| (kind, change)).boxed(), SECRETS_PAUSE)
             }
-            Err(error) => (stream::iter([(kind, refusal(&error))]).boxed(), SECRETS_RETRY),
+            Err(error) => {
+                let change = refusal(&error);
+                let pause = if matches!(change, Change::Absent) { ABSENT_RETRY } else { LOST_RETRY };
+                (stream::iter([(kind, change)]).boxed(), pause)
+            }
         };
         Some((round, (api, pause)))
     });

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::crd::{GROUP, RouterState, RouterStateSpec, VERSION};
+use crate::crd::{GROUP, RouterState, RouterStateSpec, SessionState, VERSION};
 
 /// Who owns the fields that a router applies.
 const FIELD_MANAGER: &str = "martlet-router";
@@ -63,7 +63,7 @@ impl Pace {
     fn wait(&self, wanted: &mut RouterStateSpec) -> Option<Duration> {
         let Some(told) = &self.told else { return Some(Duration::ZERO) };
         for session in &mut wanted.sessions {
-            let same = |old: &&crate::crd::SessionState| {
+            let same = |old: &&SessionState| {
                 (&old.router, old.up, &old.state, &old.bfd)
                     == (&session.router, session.up, &session.state, &session.bfd)
             };
@@ -80,11 +80,8 @@ impl Pace {
 
 /// What traffic hangs on.
 fn urgent(spec: &RouterStateSpec) -> impl PartialEq + '_ {
-    let sessions: Vec<_> = spec
-        .sessions
-        .iter()
-        .map(|session| (&session.router, session.up, session.bfd.as_deref() == Some("Up")))
-        .collect();
+    let of = |session: &SessionState| (session.up, session.bfd.as_deref() == Some("Up"), session.state == "NotTried");
+    let sessions: Vec<_> = spec.sessions.iter().map(|session| (session.router.clone(), of(session))).collect();
     let vips: Vec<_> = spec.vips.iter().map(|vip| (&vip.vip, vip.announced)).collect();
     (&spec.gateway, spec.ipv4_connectivity, spec.ipv6_connectivity, sessions, vips)
 }
@@ -145,7 +142,7 @@ async fn apply(api: &Api<RouterState>, pod: &Pod, spec: &RouterStateSpec) -> kub
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crd::{SessionState, VipState};
+    use crate::crd::VipState;
 
     fn spec(state: &str, up: bool, error: Option<&str>) -> RouterStateSpec {
         let session = SessionState {
