@@ -392,12 +392,11 @@ impl Follower {
             (None, Engine::Queue) => (Some(offload), "queue, and the kernel while nobody listens there".into()),
             (None, _) => {
                 let Offload { elements, rules, .. } = &offload;
-                let mut words = format!("kernel: {rules} rules, {elements} slots");
-                if self.state.targets.part > 1 {
-                    let part = self.state.targets.part;
-                    words +=
-                        &format!(" (tables of 1/{part} of their size, so that they fit into {MOST_ELEMENTS} slots)");
-                }
+                let smaller = match self.state.targets.part {
+                    0 | 1 => String::new(),
+                    part => format!(" (tables of 1/{part} of their size, so that they fit into {MOST_ELEMENTS} slots)"),
+                };
+                let words = format!("kernel: {rules} rules, {elements} slots{smaller}");
                 (Some(offload), words)
             }
         }
