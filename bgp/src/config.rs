@@ -219,6 +219,8 @@ pub struct NeighborConfig {
     pub export: Export,
     /// Route reflector client (RFC 4456; `martlet speaker` only).
     pub route_reflector_client: bool,
+    /// Whether the neighbour may tell several paths to a prefix (RFC 7911).
+    pub add_path_receive: bool,
     /// Administratively shut down, with the text that the neighbour is told (RFC 9003).
     pub shutdown: Option<String>,
 }
@@ -241,6 +243,7 @@ impl NeighborConfig {
             import: Import::All,
             export: Export::default(),
             route_reflector_client: false,
+            add_path_receive: false,
             shutdown: None,
         }
     }

@@ -71,8 +71,15 @@ pub enum Scope {
 }
 
 /// What the stored octets may be read with.
-const STORED: Context =
-    Context { width: Width::Four, external: false, extended_next_hop: true, ipv4: true, ipv6: true };
+const STORED: Context = Context {
+    width: Width::Four,
+    external: false,
+    extended_next_hop: true,
+    ipv4: true,
+    ipv6: true,
+    paths_ipv4: false,
+    paths_ipv6: false,
+};
 
 impl Stored {
     /// The attributes but the next hop.

@@ -6,7 +6,7 @@ use crate::connection::Connection;
 use crate::intern::{AttributesId, NeighborIndex, Teller};
 use crate::neighbor::Neighbor;
 use crate::policy::{Exporter, OwnPrefixes, Stance, accepts, marked, refused};
-use crate::rib::{Change, Destination, Tables, place};
+use crate::rib::{self, Change, Destination, Tables, place};
 use crate::speaker::Speaker;
 use crate::wire::attribute::{Approach, Attributes, NextHop};
 use crate::wire::prefix::{Nlri, Prefix, Prefix4, Prefix6};
@@ -182,7 +182,8 @@ impl Speaker {
         let family = place(P::FAMILY);
         let epoch = neighbor.epochs[family];
         let spread = self.listens(P::FAMILY);
-        for prefix in nlri.iter::<P>() {
+        for (id, prefix) in nlri.paths::<P>() {
+            let path = (index, id);
             let own = shared.is_some() && P::own(&self.own).contains(prefix);
             if own {
                 neighbor.refused_own.insert(prefix.net());
@@ -190,12 +191,12 @@ impl Speaker {
             let wanted = shared.filter(|_| !own && !prefix.martian() && accepts(&neighbor.config.import, prefix));
             let (table, interner) = P::tables(&mut self.rib);
             let usable = |index: NeighborIndex| !self.unusable.get(usize::from(index)).copied().unwrap_or(false);
-            let change = if let Some(id) = wanted {
+            let change = if let Some(attributes) = wanted {
                 neighbor.counters.prefixes_in += 1;
-                interner.retain(id);
-                table.set(prefix, index, epoch, id, interner, &usable)
+                interner.retain(attributes);
+                table.set(prefix, path, epoch, attributes, interner, &usable)
             } else {
-                table.find(prefix).map_or(Change::None, |found| table.remove(found, index, interner, &usable))
+                table.find(prefix).map_or(Change::None, |found| table.remove(found, path, interner, &usable))
             };
             self.count_change(neighbor, prefix, change);
             if let (true, Change::Added(destination) | Change::Replaced(destination) | Change::Removed(destination)) =
@@ -321,15 +322,16 @@ impl Speaker {
                 continue;
             }
             let prefix = table.prefix(destination);
-            let path = table.paths(destination).find(|path| path.neighbor == index);
-            if path.is_none_or(|path| !unwanted(path.epoch, current, prefix)) {
-                continue;
+            let flushed = |path: &rib::Path| path.neighbor == index && unwanted(path.epoch, current, prefix);
+            loop {
+                let found = P::table(&self.rib).paths(destination).find(flushed);
+                let Some(path) = found else { break };
+                let usable = |index: NeighborIndex| !self.unusable.get(usize::from(index)).copied().unwrap_or(false);
+                let (table, interner) = P::tables(&mut self.rib);
+                let change = table.remove(destination, (index, path.id), interner, &usable);
+                self.count_change(neighbor, prefix, change);
+                self.spread::<P>(neighbor, index, destination);
             }
-            let usable = |index: NeighborIndex| !self.unusable.get(usize::from(index)).copied().unwrap_or(false);
-            let (table, interner) = P::tables(&mut self.rib);
-            let change = table.remove(destination, index, interner, &usable);
-            self.count_change(neighbor, prefix, change);
-            self.spread::<P>(neighbor, index, destination);
         }
     }
 
@@ -360,7 +362,7 @@ impl Speaker {
         let (table, interner) = P::tables(&mut self.rib);
         let destination = if announced {
             interner.retain(crate::intern::OWN);
-            match table.set(prefix, crate::intern::SELF, 0, crate::intern::OWN, interner, &usable) {
+            match table.set(prefix, (crate::intern::SELF, 0), 0, crate::intern::OWN, interner, &usable) {
                 Change::Added(destination) | Change::Replaced(destination) | Change::Removed(destination) => {
                     destination
                 }
@@ -368,7 +370,7 @@ impl Speaker {
             }
         } else {
             let Some(destination) = table.find(prefix) else { return };
-            table.remove(destination, crate::intern::SELF, interner, &usable);
+            table.remove(destination, (crate::intern::SELF, 0), interner, &usable);
             destination
         };
         let best = table.best(destination, &usable);

@@ -135,10 +135,10 @@ impl Exporter<'_> {
             (Family::Ipv4, IpAddr::V6(_)) => {
                 other.filter(IpAddr::is_ipv4).map(|address| NextHop { address, link_local: None })
             }
-            (Family::Ipv6, IpAddr::V4(address)) => {
-                // A link with IPv4 addresses only still has a link-local one; and without a link there is the mapped address.
+            (Family::Ipv6, IpAddr::V4(_)) => {
+                // A link with IPv4 addresses only still has a link-local one.
                 let own = other.filter(IpAddr::is_ipv6).or(link_local.map(IpAddr::V6));
-                Some(NextHop { address: own.unwrap_or(IpAddr::V6(address.to_ipv6_mapped())), link_local })
+                own.map(|address| NextHop { address, link_local })
             }
         }
     }

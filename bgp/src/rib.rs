@@ -32,12 +32,20 @@ struct Entry<P> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     next: u32,
+    /// Which of the neighbour's paths to the prefix (RFC 7911); 0 if it tells one only.
+    pub id: u32,
     /// Its attributes.
     pub attributes: AttributesId,
     /// Who told.
     pub neighbor: NeighborIndex,
     /// In which life of the neighbour's session: an old one is stale.
     pub epoch: u16,
+}
+
+impl Path {
+    const fn is(&self, neighbor: NeighborIndex, id: u32) -> bool {
+        self.neighbor == neighbor && self.id == id
+    }
 }
 
 fn at(index: u32) -> usize {
@@ -235,11 +243,11 @@ impl<P: Prefix> Table<P> {
         self.paths(index).next().filter(|path| usable(path.neighbor))
     }
 
-    /// Sets the path of `neighbor`; takes over one reference to `attributes`.
+    /// Sets the path `id` of `neighbor`; takes over one reference to `attributes`.
     pub fn set(
         &mut self,
         prefix: P,
-        neighbor: NeighborIndex,
+        (neighbor, id): (NeighborIndex, u32),
         epoch: u16,
         attributes: AttributesId,
         interner: &mut Interner,
@@ -247,12 +255,12 @@ impl<P: Prefix> Table<P> {
     ) -> Change {
         let index = self.create(prefix);
         let mut link = self.entries[at(index)].first;
-        while link != NONE && self.paths[at(link)].neighbor != neighbor {
+        while link != NONE && !self.paths[at(link)].is(neighbor, id) {
             link = self.paths[at(link)].next;
         }
         let change = if link == NONE {
             let first = self.entries[at(index)].first;
-            let path = Path { next: first, attributes, neighbor, epoch };
+            let path = Path { next: first, id, attributes, neighbor, epoch };
             let link = if self.free_path == NONE {
                 self.paths.push(path);
                 number(self.paths.len() - 1)
@@ -286,17 +294,17 @@ impl<P: Prefix> Table<P> {
         change
     }
 
-    /// Removes the path of `neighbor`, if there is one.
+    /// Removes the path `id` of `neighbor`, if there is one.
     pub fn remove(
         &mut self,
         index: Destination,
-        neighbor: NeighborIndex,
+        (neighbor, id): (NeighborIndex, u32),
         interner: &mut Interner,
         usable: Usable<'_>,
     ) -> Change {
         let mut before = NONE;
         let mut link = self.entries[at(index)].first;
-        while link != NONE && self.paths[at(link)].neighbor != neighbor {
+        while link != NONE && !self.paths[at(link)].is(neighbor, id) {
             before = link;
             link = self.paths[at(link)].next;
         }
@@ -365,7 +373,8 @@ fn quality(one: &Path, two: &Path, interner: &Interner, usable: Usable<'_>) -> O
 /// The last tie breakers: RFC 4271 section 9.1.2.2 f, RFC 4456 section 9, then the order of the neighbours.
 fn tie(one: &Path, two: &Path, interner: &Interner) -> Ordering {
     let (first, second) = (interner.get(one.attributes), interner.get(two.attributes));
-    let key = |path: &Path, stored: &crate::intern::Stored| (stored.router_id, stored.cluster_length, path.neighbor);
+    let key =
+        |path: &Path, stored: &crate::intern::Stored| (stored.router_id, stored.cluster_length, path.neighbor, path.id);
     key(one, first).cmp(&key(two, second))
 }
 

@@ -13,12 +13,19 @@ use crate::wire::open::Open;
 use crate::wire::{MAXIMUM, MAXIMUM_EXTENDED};
 use crate::{Bfd, Endpoints, Family, Local, NeighborConfig, Role};
 
+/// RFC 7911 section 4: the sender of the capability takes several paths.
+const RECEIVE: u8 = 1;
+/// It tells several paths.
+const SEND: u8 = 2;
+
 /// What a session may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a capability of its own")]
 pub struct Negotiated {
     /// The families that both want.
     pub families: BTreeSet<Family>,
+    /// Those of them in which the neighbour may tell several paths to a prefix (RFC 7911).
+    pub paths: BTreeSet<Family>,
     /// Octets of AS numbers.
     pub width: Width,
     /// Whether the neighbour is in another AS.
@@ -54,6 +61,8 @@ impl Negotiated {
             extended_next_hop: self.extended_next_hop,
             ipv4: self.families.contains(&Family::Ipv4),
             ipv6: self.families.contains(&Family::Ipv6),
+            paths_ipv4: self.paths.contains(&Family::Ipv4),
+            paths_ipv6: self.paths.contains(&Family::Ipv6),
         }
     }
 
@@ -68,6 +77,7 @@ impl Negotiated {
             (self.restart.as_ref().is_some_and(|restart| !restart.families.is_empty()), "graceful-restart"),
             (self.notification_restart, "notification-restart"),
             (self.bfd_strict, "bfd-strict"),
+            (!self.paths.is_empty(), "add-path-receive"),
         ];
         all.into_iter().filter(|(has, _)| *has).map(|(_, word)| word).collect()
     }
@@ -112,6 +122,9 @@ pub fn our_open(config: &NeighborConfig, local: &Local, endpoints: &Endpoints, r
         }));
         capabilities.push(Capability::FourOctetAs(config.local_as));
         capabilities.push(Capability::EnhancedRouteRefresh);
+        if config.add_path_receive {
+            capabilities.push(Capability::AddPath(config.families.iter().map(|&family| (family, RECEIVE)).collect()));
+        }
         if config.bfd == Bfd::Strict {
             capabilities.push(Capability::BfdStrict);
         }
@@ -179,7 +192,17 @@ pub fn negotiate(
     let (our_restart, restart) = (restart(ours), restart(theirs));
     let wide = |open: &Open| open.capabilities.iter().any(|one| matches!(one, Capability::FourOctetAs(_)));
     let hold_time_s = ours.hold_time.min(theirs.hold_time).seconds();
+    let tells_paths = |family: &Family| {
+        let can = |open: &Open, way: u8| {
+            open.capabilities.iter().any(|one| match one {
+                Capability::AddPath(all) => all.iter().any(|(one, ways)| one == family && ways & way != 0),
+                _ => false,
+            })
+        };
+        can(ours, RECEIVE) && can(theirs, SEND)
+    };
     Ok(Negotiated {
+        paths: families.iter().copied().filter(tells_paths).collect(),
         families,
         width: if wide(ours) && wide(theirs) { Width::Four } else { Width::Two },
         external,

@@ -92,6 +92,7 @@ impl Speaker {
                 one.role,
                 one.route_reflector_client,
                 one.graceful_restart.restarting,
+                one.add_path_receive,
             )
         };
         self.with(now, index, |neighbor, env| {

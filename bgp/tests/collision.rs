@@ -320,7 +320,8 @@ fn an_open_held_on_a_connection_that_owes_its_own_is_answered_when_the_other_one
     us.begin(at(0));
     them.begin(at(0));
     let said = them.arrives(at(0), 1, Item::Ack);
-    let open = said.into_iter().find_map(|wish| if let Wish::Say(_, octets) = wish { Some(octets) } else { None }).unwrap();
+    let open =
+        said.into_iter().find_map(|wish| if let Wish::Say(_, octets) = wish { Some(octets) } else { None }).unwrap();
     us.arrives(at(1), 1, Item::Syn);
     us.arrives(at(1), 1, Item::Message(open.clone()));
     us.arrives(at(2), 0, Item::Ack);

@@ -15,6 +15,7 @@ pub mod monitor;
 pub mod namespace;
 pub mod pair;
 pub mod peer;
+pub mod player;
 pub mod preflight;
 pub mod probe;
 pub mod process;

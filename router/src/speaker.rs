@@ -331,12 +331,16 @@ impl Plain {
         let addresses = || link.into_iter().flat_map(|link| &link.addresses).map(IpNet::addr);
         let v6 = |address: IpAddr| if let IpAddr::V6(v6) = address { Some(v6) } else { None };
         let is_link_local = |address: &IpAddr| v6(*address).is_some_and(|v6| v6.is_unicast_link_local());
-        Endpoints {
-            local,
-            remote,
-            local_link_local: addresses().filter(is_link_local).find_map(v6),
-            local_other: addresses().find(|one| one.is_ipv4() != local.is_ipv4() && !is_link_local(one)),
-        }
+        let local_link_local = addresses().filter(is_link_local).find_map(v6);
+        let other = addresses().find(|one| one.is_ipv4() != local.is_ipv4() && !is_link_local(one));
+        // A looking glass has to show IPv6 routes over IPv4 sessions whatever addresses it has: then the mapped address stands
+        // there, as others have it.
+        let mapped = match local.ip() {
+            IpAddr::V4(v4) if local_link_local.is_none() => Some(IpAddr::V6(v4.to_ipv6_mapped())),
+            _ => None,
+        };
+        Endpoints { local, remote, local_link_local, local_other: other.or(mapped) }
+    }
     }
 
     /// A neighbour of its own address, else a dynamic one whose prefix it comes from; anybody else is closed unread.

@@ -82,6 +82,10 @@ pub struct Context {
     pub ipv4: bool,
     /// Whether the session carries IPv6.
     pub ipv6: bool,
+    /// Whether the neighbour tells several paths to an IPv4 prefix (RFC 7911).
+    pub paths_ipv4: bool,
+    /// Whether it tells several to an IPv6 prefix.
+    pub paths_ipv6: bool,
 }
 
 impl Context {
@@ -90,6 +94,14 @@ impl Context {
         match family {
             Family::Ipv4 => self.ipv4,
             Family::Ipv6 => self.ipv6,
+        }
+    }
+
+    /// Whether prefixes of `family` have path identifiers.
+    pub const fn has_paths(self, family: Family) -> bool {
+        match family {
+            Family::Ipv4 => self.paths_ipv4,
+            Family::Ipv6 => self.paths_ipv6,
         }
     }
 }
@@ -529,7 +541,7 @@ impl<'a> Attributes<'a> {
                 self.foreign = true;
                 if let Some(family) = family(afi, safi).filter(|&family| context.carries(family)) {
                     let Some(hop) = next_hop(family, hop, context) else { return reset(Optional) };
-                    let nlri = Nlri::parse(family, nlri).map_err(prefix_error)?;
+                    let nlri = Nlri::parse_paths(family, nlri, context.has_paths(family)).map_err(prefix_error)?;
                     self.foreign = false;
                     self.mp_reach = Some(MpReach { family, next_hop: hop, nlri });
                     if hop.impossible() {
@@ -540,7 +552,7 @@ impl<'a> Attributes<'a> {
             kind::MP_UNREACH_NLRI => {
                 let Ok((nlri, (afi, safi))) = mp_unreach(value) else { return reset(Optional) };
                 if let Some(family) = family(afi, safi).filter(|&family| context.carries(family)) {
-                    let nlri = Nlri::parse(family, nlri).map_err(prefix_error)?;
+                    let nlri = Nlri::parse_paths(family, nlri, context.has_paths(family)).map_err(prefix_error)?;
                     self.mp_unreach = Some(MpUnreach { family, nlri });
                 }
             }

@@ -65,6 +65,8 @@ pub enum Capability {
     FourOctetAs(u32),
     /// `BoRR` and `EoRR` (RFC 7313).
     EnhancedRouteRefresh,
+    /// Several paths to a prefix (RFC 7911): for each family whether the sender takes (1), tells (2), or both (3).
+    AddPath(Vec<(Family, u8)>),
     /// The session waits for BFD (draft-ietf-idr-bgp-bfd-strict-mode).
     BfdStrict,
     /// A role that no RFC has given a meaning.
@@ -125,6 +127,7 @@ impl Capability {
             Self::GracefulRestart(_) => 64,
             Self::FourOctetAs(_) => 65,
             Self::EnhancedRouteRefresh => 70,
+            Self::AddPath(_) => 69,
             Self::BfdStrict => 74,
             Self::Other(code) => *code,
         }
@@ -145,6 +148,7 @@ impl Capability {
             (64, value) => graceful_restart(value).map(Self::GracefulRestart),
             (65, value @ [_, _, _, _]) => be_u32::<_, ()>(value).ok().map(|(_, asn)| Self::FourOctetAs(asn)),
             (70, []) => Some(Self::EnhancedRouteRefresh),
+            (69, tuples) => add_path(tuples).map(Self::AddPath),
             (74, []) => Some(Self::BfdStrict),
             _ => None,
         };
@@ -179,6 +183,12 @@ impl Capability {
                 }
             }
             Self::FourOctetAs(asn) => value.put_u32(*asn),
+            Self::AddPath(all) => {
+                for &(family, ways) in all {
+                    value.put_u16(afi(family));
+                    value.put_slice(&[1, ways]);
+                }
+            }
             Self::RouteRefresh
             | Self::ExtendedMessage
             | Self::EnhancedRouteRefresh
@@ -189,6 +199,14 @@ impl Capability {
         out.put_u8(length8(value.len()));
         out.put_slice(&value);
     }
+}
+
+/// The tuples of the capability: families that we have, and ways that RFC 7911 knows; others are ignored.
+fn add_path(value: &[u8]) -> Option<Vec<(Family, u8)>> {
+    let one = (be_u16::<_, ()>, be_u8, be_u8);
+    let (rest, all) = many0(one).parse(value).ok()?;
+    let known = all.into_iter().filter(|(.., ways)| (1..=3).contains(ways));
+    rest.is_empty().then(|| known.filter_map(|(afi, safi, ways)| Some((family(afi, safi)?, ways))).collect())
 }
 
 /// The optional parameters of an OPEN as (type, value), with lengths of one octet, or two (RFC 9072).
@@ -229,6 +247,8 @@ pub(crate) mod tests {
             any::<u32>().prop_map(Capability::FourOctetAs),
             Just(Capability::EnhancedRouteRefresh),
             Just(Capability::BfdStrict),
+            prop::collection::vec((prop_oneof![Just(Family::Ipv4), Just(Family::Ipv6)], 1u8..4), 0..3)
+                .prop_map(Capability::AddPath),
             (75u8..).prop_map(Capability::Other),
         ]
     }

@@ -171,8 +171,15 @@ mod tests {
     use super::*;
     use crate::Family;
 
-    const CONTEXT: Context =
-        Context { width: Width::Four, external: false, extended_next_hop: true, ipv4: true, ipv6: true };
+    const CONTEXT: Context = Context {
+        width: Width::Four,
+        external: false,
+        extended_next_hop: true,
+        ipv4: true,
+        ipv6: true,
+        paths_ipv4: false,
+        paths_ipv6: false,
+    };
 
     /// Owned octets to build attributes from.
     #[derive(Clone, Debug)]

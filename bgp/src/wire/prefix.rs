@@ -188,7 +188,11 @@ pub enum PrefixError {
 
 /// A field of prefixes, checked: whoever walks over it meets no error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Nlri<'a>(&'a [u8]);
+pub struct Nlri<'a> {
+    octets: &'a [u8],
+    /// Whether each prefix stands behind a path identifier (RFC 7911).
+    with_ids: bool,
+}
 
 fn prefix(input: &[u8]) -> Parsed<'_, (u8, &[u8])> {
     let (input, length) = be_u8(input)?;
@@ -196,41 +200,63 @@ fn prefix(input: &[u8]) -> Parsed<'_, (u8, &[u8])> {
     Ok((input, (length, octets)))
 }
 
+/// The path identifier before a prefix, if there are any.
+fn identifier(input: &[u8], with_ids: bool) -> Option<(u32, &[u8])> {
+    if !with_ids {
+        return Some((0, input));
+    }
+    let (&id, rest) = input.split_first_chunk::<4>()?;
+    Some((u32::from_be_bytes(id), rest))
+}
+
 impl<'a> Nlri<'a> {
     /// The prefixes of `family` in `field`, all of it.
     pub fn parse(family: Family, field: &'a [u8]) -> Result<Self, PrefixError> {
+        Self::parse_paths(family, field, false)
+    }
+
+    /// The same where, `with_ids`, each prefix stands behind a path identifier of four octets (RFC 7911 section 3).
+    pub fn parse_paths(family: Family, field: &'a [u8], with_ids: bool) -> Result<Self, PrefixError> {
         let most = match family {
             Family::Ipv4 => Prefix4::BITS,
             Family::Ipv6 => Prefix6::BITS,
         };
         let mut rest = field;
-        while let Some(&length) = rest.first() {
+        while !rest.is_empty() {
+            let (_, after) = identifier(rest, with_ids).ok_or(PrefixError::Truncated)?;
+            let &length = after.first().ok_or(PrefixError::Truncated)?;
             if length > most {
                 return Err(PrefixError::Length(length));
             }
-            let (after, _) = prefix(rest).map_err(|_| PrefixError::Truncated)?;
+            let (after, _) = prefix(after).map_err(|_| PrefixError::Truncated)?;
             rest = after;
         }
-        Ok(Self(field))
+        Ok(Self { octets: field, with_ids })
     }
 
     /// Whether there is none.
     pub const fn is_empty(self) -> bool {
-        self.0.is_empty()
+        self.octets.is_empty()
     }
 
     /// The octets that the field takes.
     pub const fn octets(self) -> &'a [u8] {
-        self.0
+        self.octets
     }
 
     /// One after the other.
     pub fn iter<P: Prefix>(self) -> impl Iterator<Item = P> + 'a {
-        let mut rest = self.0;
+        self.paths().map(|(_, prefix)| prefix)
+    }
+
+    /// One after the other, with its path identifier; 0 if they have none.
+    pub fn paths<P: Prefix>(self) -> impl Iterator<Item = (u32, P)> + 'a {
+        let mut rest = self.octets;
         std::iter::from_fn(move || {
-            let (after, (length, octets)) = prefix(rest).ok()?;
+            let (id, after) = identifier(rest, self.with_ids)?;
+            let (after, (length, octets)) = prefix(after).ok()?;
             rest = after;
-            Some(P::new(octets, length))
+            Some((id, P::new(octets, length)))
         })
     }
 }
@@ -261,6 +287,19 @@ mod tests {
         assert_eq!(Nlri::parse(Family::Ipv4, &[33, 1, 2, 3, 4, 5]), Err(PrefixError::Length(33)));
         assert_eq!(Nlri::parse(Family::Ipv6, &[129]), Err(PrefixError::Length(129)));
         assert_eq!(Nlri::parse(Family::Ipv4, &[24, 1, 2]), Err(PrefixError::Truncated));
+    }
+
+    #[test]
+    fn a_path_identifier_stands_before_each_prefix_where_that_was_agreed() {
+        let field = [0, 0, 0, 7, 8, 10, 0, 0, 0, 8, 8, 10];
+        let paths: Vec<_> = Nlri::parse_paths(Family::Ipv4, &field, true).unwrap().paths::<Prefix4>().collect();
+        assert_eq!(
+            paths.iter().map(|(id, prefix)| (*id, prefix.net().to_string())).collect::<Vec<_>>(),
+            [(7, "10.0.0.0/8".to_owned()), (8, "10.0.0.0/8".to_owned())]
+        );
+        for cut in [1, 3, 4, 5, 7, 10, 11] {
+            assert_eq!(Nlri::parse_paths(Family::Ipv4, &field[..cut], true), Err(PrefixError::Truncated), "{cut}");
+        }
     }
 
     #[test]

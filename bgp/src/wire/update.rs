@@ -72,8 +72,9 @@ impl<'a> Update<'a> {
     /// The body of a message.
     pub fn parse(body: &'a [u8], context: Context) -> Result<Self, UpdateError> {
         let (nlri, (withdrawn, field)) = lengths(body).map_err(|_| UpdateError::Lengths)?;
-        let withdrawn = Nlri::parse(Family::Ipv4, withdrawn).map_err(|_| UpdateError::Network)?;
-        let nlri = Nlri::parse(Family::Ipv4, nlri).map_err(|_| UpdateError::Network)?;
+        let classic =
+            |field| Nlri::parse_paths(Family::Ipv4, field, context.paths_ipv4).map_err(|_| UpdateError::Network);
+        let (withdrawn, nlri) = (classic(withdrawn)?, classic(nlri)?);
         let (attributes, mut faults) = Attributes::parse(field, context);
         let carried = !nlri.is_empty() || attributes.mp_reach.is_some_and(|reach| !reach.nlri.is_empty());
         if carried {
