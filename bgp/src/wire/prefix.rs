@@ -210,12 +210,13 @@ fn identifier(input: &[u8], with_ids: bool) -> Option<(u32, &[u8])> {
 }
 
 impl<'a> Nlri<'a> {
-    /// The prefixes of `family` in `field`, all of it.
+    /// The prefixes of `family` in `field`, all of it, without path identifiers.
+    #[cfg(test)]
     pub fn parse(family: Family, field: &'a [u8]) -> Result<Self, PrefixError> {
         Self::parse_paths(family, field, false)
     }
 
-    /// The same where, `with_ids`, each prefix stands behind a path identifier of four octets (RFC 7911 section 3).
+    /// The prefixes of `family` in `field`, all of it. `with_ids`: each prefix stands behind a path identifier of four octets (RFC 7911 section 3).
     pub fn parse_paths(family: Family, field: &'a [u8], with_ids: bool) -> Result<Self, PrefixError> {
         let most = match family {
             Family::Ipv4 => Prefix4::BITS,

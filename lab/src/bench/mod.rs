@@ -3,7 +3,9 @@
 //! A row is replaced by its name, all others are kept: parts can be measured one at a time.
 
 mod bfd;
-mod lb;
+mod bgp;
+mod cluster;
+pub mod lb;
 mod plot;
 mod report;
 mod router;
@@ -34,7 +36,13 @@ pub struct Options {
 type Part = fn(&Options) -> Result<Vec<Row>>;
 
 /// The parts that exist.
-const PARTS: [(&str, Part); 3] = [("router", router::measure), ("bfd", bfd::measure), ("lb", lb::measure)];
+const PARTS: [(&str, Part); 5] = [
+    ("router", router::measure),
+    ("bgp", bgp::measure),
+    ("bfd", bfd::measure),
+    ("lb", lb::measure),
+    ("cluster", cluster::measure),
+];
 
 /// Measures, prints a table and writes the file.
 ///
