@@ -123,6 +123,10 @@ impl Stage {
             .arg(format!("--pid=/proc/{pid}/ns/pid_for_children"))
             .arg("--")
             .args(words)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", "/root")
+            .current_dir("/")
             .stdin(Stdio::null())
             .output()
             .context("start nsenter")?;
