@@ -341,7 +341,6 @@ impl Plain {
         };
         Endpoints { local, remote, local_link_local, local_other: other.or(mapped) }
     }
-    }
 
     /// A neighbour of its own address, else a dynamic one whose prefix it comes from; anybody else is closed unread.
     fn on_accepted(&mut self, accepted: Accepted<TcpStream>) {
