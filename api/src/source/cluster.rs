@@ -43,12 +43,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long its answer may take.
 const LOOK_PATIENCE: Duration = Duration::from_secs(3);
 
-type Objective = (watch::Receiver<Arc<Objects>>, JoinHandle<()>);
+type Watched = (watch::Receiver<Arc<Objects>>, JoinHandle<()>);
 
 /// Watches `kinds` in `namespace`. Nothing is shown before everything was read; a kind without permission is absent.
 ///
 /// Ends when all receivers are gone. To be called in a tokio runtime.
-pub fn cluster(client: &Client, namespace: &str, kinds: &BTreeSet<Kind>) -> Objective {
+pub fn cluster(client: &Client, namespace: &str, kinds: &BTreeSet<Kind>) -> Watched {
     let (round, rounds) = watch::channel(());
     let streams = kinds.iter().map(|kind| anew(*kind, api(client, namespace, *kind), rounds.clone()));
     let changes = stream::select_all(streams.collect::<Vec<_>>());

@@ -1,28 +1,32 @@
 //! Plays the kubelet, the scheduler, Multus and the CNI plugins for the Pods of one namespace. For tests only.
 //!
-//! A Pod is a network namespace of the lab; its containers are processes in it. Attachments are links to bridges in a fabric
-//! namespace, as the `NetworkAttachmentDefinition`s say. A restart of a container, a grace period and readiness gates are as a kubelet
-//! has them; probes are not asked: a container that runs is ready, unless an annotation of the lab says otherwise.
+//! A Pod is a network namespace of the lab; its containers are processes in it. `eth0` leads to the primary network and the API
+//! server; attachments are links to bridges in a fabric namespace, as the `NetworkAttachmentDefinition`s say. A Pod that names a
+//! ServiceAccount has a token of it where a kubelet would mount it. Sysctls of the Pod, readiness probes (gRPC), restarts, grace
+//! periods and readiness gates are as a kubelet has them; other probes are not asked, and an annotation of the lab can say that an
+//! application is not ready.
 //!
 //! What an application network agent would do, it does too: the VIPs that [`VIPS`] names are put on `lo`, and what comes from them goes
-//! back to all load-balancer pods.
+//! back to all load-balancer pods that are ready.
 
 mod network;
 mod pod;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use self::network::Fabric;
-use self::pod::Running;
+use self::pod::{Place, Running};
 use super::Cluster;
 use crate::namespace::Namespace;
 
@@ -36,17 +40,10 @@ pub const NAMESPACE: &str = "lab/namespace";
 const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// The node that all Pods are on. There is no object of it.
 const NODE: &str = "lab";
+/// The most Pods that one agent ever starts.
+const MOST_PODS: u16 = 1000;
 /// How often is looked.
 const TICK: Duration = Duration::from_millis(100);
-/// What a load-balancer pod reads, by group, version, kind.
-const MIRRORED: [(&str, &str, &str); 5] = [
-    ("gateway.networking.k8s.io", "v1", "Gateway"),
-    ("meridio.experiment.gateway.api.poc", "v1alpha1", "GatewayRouter"),
-    ("meridio.experiment.gateway.api.poc", "v1alpha1", "L34Route"),
-    ("", "v1", "Service"),
-    ("discovery.k8s.io", "v1", "EndpointSlice"),
-];
-
 /// An agent. See the module.
 pub struct Agent<'c, 'lab> {
     cluster: &'c Cluster<'lab>,
@@ -56,24 +53,23 @@ pub struct Agent<'c, 'lab> {
     /// By the name of an image without its tag: the program and its first arguments.
     images: BTreeMap<String, Vec<String>>,
     pods: BTreeMap<String, Running>,
-    started: usize,
-    mirror: PathBuf,
-    mirrored: String,
+    started: u16,
+    /// Where the numbers of its pods begin: two agents of one cluster share the primary network.
+    first: u16,
 }
 
 impl<'c, 'lab> Agent<'c, 'lab> {
     /// An agent for the namespace `tenant`. Bridges that attachments name are in `fabric`.
     ///
     /// # Errors
-    /// Its folder cannot be made.
+    /// There is no client.
     pub fn new(
         cluster: &'c Cluster<'lab>,
         tenant: &str,
         fabric: &Namespace,
         images: BTreeMap<String, Vec<String>>,
     ) -> Result<Self> {
-        let mirror = cluster.lab().dir().join(format!("mirror-{tenant}"));
-        std::fs::create_dir(&mirror)?;
+        static AGENTS: AtomicU16 = AtomicU16::new(0);
         Ok(Self {
             cluster,
             client: cluster.client()?,
@@ -82,8 +78,7 @@ impl<'c, 'lab> Agent<'c, 'lab> {
             images,
             pods: BTreeMap::new(),
             started: 0,
-            mirror,
-            mirrored: String::new(),
+            first: AGENTS.fetch_add(1, Ordering::Relaxed) * MOST_PODS,
         })
     }
 
@@ -110,7 +105,6 @@ impl<'c, 'lab> Agent<'c, 'lab> {
         let mut there = BTreeSet::new();
         let pods = api.list(&ListParams::default()).await?;
         let definitions = self.definitions().await?;
-        self.mirror().await?;
         for pod in pods {
             let uid = pod.uid().unwrap_or_default();
             there.insert(uid.clone());
@@ -124,7 +118,7 @@ impl<'c, 'lab> Agent<'c, 'lab> {
             }
             if !self.pods.contains_key(&uid) {
                 let running =
-                    self.start(&pod, &definitions).with_context(|| format!("start pod {}", pod.name_any()))?;
+                    self.start(&pod, &definitions).await.with_context(|| format!("start pod {}", pod.name_any()))?;
                 let annotation = json!({"metadata": {"annotations": {
                     "k8s.v1.cni.cncf.io/network-status": running.network_status(),
                     NAMESPACE: running.namespace().name(),
@@ -161,24 +155,47 @@ impl<'c, 'lab> Agent<'c, 'lab> {
         }
     }
 
-    fn start(&mut self, pod: &Pod, definitions: &BTreeMap<String, Value>) -> Result<Running> {
+    async fn start(&mut self, pod: &Pod, definitions: &BTreeMap<String, Value>) -> Result<Running> {
         self.started += 1;
-        let role = format!("p{}", self.started);
+        let number = self.first + self.started;
+        let role = format!("p{number}");
         let namespace = self.cluster.lab().namespace(&role)?;
         let dir = self.cluster.lab().dir().join(format!("{}-{role}", pod.name_any()));
         std::fs::create_dir(&dir)?;
+        let address = self.cluster.attach(&namespace, &role, number)?;
+        let spec = pod.spec.as_ref().context("a Pod without spec")?;
+        for sysctl in spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten()) {
+            namespace.sysctl(&sysctl.name, &sysctl.value)?;
+        }
         let attachments = self.fabric.attach(&namespace, &role, pod, &self.tenant, definitions)?;
         if let Some(vips) = pod.annotations().get(VIPS) {
             network::own(&namespace, vips)?;
         }
-        let mut environment = BTreeMap::new();
-        if pod.labels().contains_key(GATEWAY_NAME) {
-            environment.insert("MARTLET_CONFIG_DIR".to_owned(), self.mirror.to_string_lossy().into_owned());
-            environment.insert("MARTLET_DRAIN".to_owned(), "1".to_owned());
-        }
-        let mut running = Running::new(pod, namespace, &dir, attachments, &self.images, &environment)?;
+        let account = match &spec.service_account_name {
+            Some(account) => Some(self.credentials(account, &dir).await?),
+            None => None,
+        };
+        let place = Place { namespace, address, attachments, account };
+        let mut running = Running::new(pod, place, &dir, &self.images)?;
         running.tend(self.cluster.lab())?;
         Ok(running)
+    }
+
+    /// A folder with what a kubelet would mount: a token of the `ServiceAccount`, the server's certificate, the namespace.
+    async fn credentials(&self, account: &str, dir: &Path) -> Result<PathBuf> {
+        let api = Api::<ServiceAccount>::namespaced(self.client.clone(), &self.tenant);
+        let asked = TokenRequest {
+            spec: TokenRequestSpec { expiration_seconds: Some(3600), ..TokenRequestSpec::default() },
+            ..TokenRequest::default()
+        };
+        let given = api.create_token_request(account, &PostParams::default(), &asked).await?;
+        let token = given.status.context("a token without status")?.token;
+        let folder = dir.join("account");
+        std::fs::create_dir(&folder)?;
+        std::fs::write(folder.join("token"), token)?;
+        std::fs::write(folder.join("namespace"), &self.tenant)?;
+        std::fs::copy(self.cluster.certificate(), folder.join("ca.crt"))?;
+        Ok(folder)
     }
 
     async fn terminate(&mut self, api: &Api<Pod>, pod: &Pod, uid: &str) -> Result<()> {
@@ -228,33 +245,13 @@ impl<'c, 'lab> Agent<'c, 'lab> {
         Ok(api.list(&ListParams::default()).await?.items)
     }
 
-    /// Writes what the load-balancer pods read into a folder: they are started with `--config-dir`.
-    async fn mirror(&mut self) -> Result<()> {
-        let mut all = Vec::new();
-        for (group, version, kind) in MIRRORED {
-            let gvk = GroupVersionKind::gvk(group, version, kind);
-            for mut object in self.list(&gvk, None).await? {
-                object.metadata.managed_fields = None;
-                object.types = Some(kube::core::TypeMeta { api_version: gvk.api_version(), kind: kind.to_owned() });
-                all.push(serde_json::to_string(&object)?);
-            }
-        }
-        let text = all.join("\n---\n");
-        if text != self.mirrored {
-            let new = self.mirror.join(".objects.new");
-            std::fs::write(&new, &text)?;
-            std::fs::rename(new, self.mirror.join("objects.yaml"))?;
-            self.mirrored = text;
-        }
-        Ok(())
-    }
-
-    /// What an application sends from its VIPs goes to all load balancers that can still forward.
+    /// What an application sends from its VIPs goes to all load balancers that know a way on: one that has no session yet, or that
+    /// ends, may have none.
     fn route_back(&mut self) -> Result<()> {
         let hops: BTreeSet<_> = self
             .pods
             .values()
-            .filter(|pod| pod.is_load_balancer() && !pod.is_ending())
+            .filter(|pod| pod.is_load_balancer() && pod.is_ready() && !pod.is_ending())
             .flat_map(Running::internal_addresses)
             .collect();
         for pod in self.pods.values_mut() {

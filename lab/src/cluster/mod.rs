@@ -1,11 +1,13 @@
 //! A real Kubernetes control plane in a lab: etcd, kube-apiserver and kube-controller-manager, without nodes.
 //!
-//! They run in one network namespace of the lab, on its loopback; [`Cluster::inside`] runs a closure on a thread that can reach
-//! them. The [`crate::Lab`] ends them. The programs come from `KUBEBUILDER_ASSETS` or are built by
-//! `deploy/lab/kubernetes/build.sh`. What applies objects is in [`objects`]; what plays the kubelet is in [`agent`].
+//! They run in one network namespace of the lab; [`Cluster::inside`] runs a closure on a thread that can reach them. The primary
+//! network of the Pods is a bridge in that namespace, on whose address the API server listens. The [`crate::Lab`] ends all of
+//! them. The programs come from `KUBEBUILDER_ASSETS` or are built by `deploy/lab/kubernetes/build.sh`. What applies objects is in
+//! [`objects`]; what plays the kubelet is in [`agent`]; what makes the way to the server bad is in [`proxy`].
 
 pub mod agent;
 pub mod objects;
+pub mod proxy;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -29,10 +31,16 @@ use crate::{Lab, Signal};
 pub const ADMIN: &str = "admin";
 /// How long a cold API server may take on a busy machine.
 const START_LIMIT: Duration = Duration::from_mins(2);
+/// The bridge of the Pods' primary network, its address (which is that of the API server too), and its length.
+const PRIMARY: &str = "cbr0";
+/// Where Pods find the API server.
+pub const SERVER: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 244, 0, 1);
+const PRIMARY_LENGTH: u8 = 16;
 /// Ports in the namespace of the cluster; nothing else lives there.
 const ETCD_PORT: u16 = 2379;
 const ETCD_PEER_PORT: u16 = 2380;
-const API_PORT: u16 = 6443;
+/// The port of the API server.
+pub const API_PORT: u16 = 6443;
 const MANAGER_PORT: u16 = 10257;
 
 /// What runs of `kube-controller-manager`: what turns a Deployment into Pods, and what cleans up.
@@ -92,6 +100,8 @@ impl<'lab> Cluster<'lab> {
     pub fn start(lab: &'lab Lab) -> Result<Self> {
         let programs = Programs::find()?;
         let namespace = lab.namespace("kube")?;
+        namespace.bridge(PRIMARY, &[])?;
+        namespace.ip(&format!("addr add {SERVER}/{PRIMARY_LENGTH} dev {PRIMARY}"))?;
         let dir = lab.dir().join("kube");
         fs::create_dir(&dir)?;
         // Static tokens: the admin, and one user for each name that a test asks a client for.
@@ -118,7 +128,8 @@ impl<'lab> Cluster<'lab> {
         Ok(cluster)
     }
 
-    /// Starts `kube-controller-manager`: Deployments become Pods, owned objects vanish with their owner.
+    /// Starts `kube-controller-manager`: Deployments become Pods, owned objects vanish with their owner. It ends with the thread
+    /// that calls this.
     ///
     /// # Errors
     /// It cannot be started.
@@ -160,9 +171,23 @@ impl<'lab> Cluster<'lab> {
         })
     }
 
-    /// The network namespace in which it listens on 127.0.0.1.
+    /// The network namespace in which it listens.
     pub const fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// Gives a Pod its interface `eth0` on the primary network, with the default route. Returns its address.
+    ///
+    /// # Errors
+    /// `ip` refuses.
+    pub fn attach(&self, pod: &Namespace, role: &str, number: u16) -> Result<std::net::Ipv4Addr> {
+        // 0 and 1 are the network and the bridge.
+        let address = std::net::Ipv4Addr::from_bits(SERVER.to_bits() + 1 + u32::from(number));
+        let port = format!("{role}-eth");
+        self.lab.link((pod, "eth0"), (&self.namespace, &port))?;
+        self.namespace.ip(&format!("link set {port} master {PRIMARY}"))?;
+        pod.ip(&format!("addr add {address}/{PRIMARY_LENGTH} dev eth0\nroute add default via {SERVER}"))?;
+        Ok(address)
     }
 
     /// The lab it lives in.
@@ -180,14 +205,15 @@ impl<'lab> Cluster<'lab> {
         let certificate = self.certificate();
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
-             clusters:\n- name: lab\n  cluster: {{server: \"https://127.0.0.1:{API_PORT}\", certificate-authority: {}}}\n\
+             clusters:\n- name: lab\n  cluster: {{server: \"https://{SERVER}:{API_PORT}\", certificate-authority: {}}}\n\
              users:\n- name: lab\n  user: {{token: {user}}}\n\
              contexts:\n- name: lab\n  context: {{cluster: lab, user: lab}}\n",
             certificate.display()
         )
     }
 
-    fn certificate(&self) -> PathBuf {
+    /// What clients trust.
+    pub fn certificate(&self) -> PathBuf {
         self.dir.join("server/apiserver.crt")
     }
 
@@ -204,7 +230,15 @@ impl<'lab> Cluster<'lab> {
     /// # Errors
     /// The certificate of the server cannot be read.
     pub fn client_of(&self, user: &str) -> Result<Client> {
-        let mut config = Config::new(format!("https://127.0.0.1:{API_PORT}").parse()?);
+        self.client_through(user, API_PORT)
+    }
+
+    /// As [`Self::client_of`], by another port: that of a [`proxy::Proxy`].
+    ///
+    /// # Errors
+    /// The certificate of the server cannot be read.
+    pub fn client_through(&self, user: &str, port: u16) -> Result<Client> {
+        let mut config = Config::new(format!("https://{SERVER}:{port}").parse()?);
         config.root_cert_file = Some(self.certificate());
         config.auth_info.token = Some(user.to_owned().into());
         Ok(Client::try_from(config)?)
@@ -326,12 +360,14 @@ fn start_server(lab: &Lab, namespace: &Namespace, programs: &Programs, dir: &Pat
     command
         .arg(format!("--etcd-servers=http://127.0.0.1:{ETCD_PORT}"))
         .arg(format!("--secure-port={API_PORT}"))
-        .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--service-cluster-ip-range=10.96.0.0/16"])
+        .args(["--bind-address=0.0.0.0", "--service-cluster-ip-range=10.96.0.0/16"])
+        .arg(format!("--advertise-address={SERVER}"))
         .arg(format!("--cert-dir={}", dir.join("server").display()))
         .arg("--service-account-issuer=https://kubernetes.default.svc")
         .arg(format!("--service-account-signing-key-file={}", key.display()))
         .arg(format!("--service-account-key-file={}", key.display()))
         .arg(format!("--token-auth-file={}", dir.join("tokens.csv").display()))
+        // Pods name no ServiceAccount here unless they need one: the agent gives those that do their credentials.
         .args(["--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount"])
         .args(["--allow-privileged", "--endpoint-reconciler-type=none", "--profiling=false"]);
     lab.spawn("kube-apiserver", Some(namespace), command)

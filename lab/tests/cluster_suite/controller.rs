@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::play::{self, CLASS, LIMIT, Roles, Tenant};
 
-pub fn the_seed_becomes_a_deployment_slices_and_status(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn the_seed_becomes_a_deployment_slices_and_status(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "seed", Roles::All).await?;
         tenant.seed().await?;
@@ -47,7 +47,7 @@ pub fn the_seed_becomes_a_deployment_slices_and_status(cluster: &mut Cluster<'_>
     })
 }
 
-pub fn endpoints_follow_the_pods(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn endpoints_follow_the_pods(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "endpoints", Roles::All).await?;
         tenant.seed().await?;
@@ -102,7 +102,7 @@ pub fn endpoints_follow_the_pods(cluster: &mut Cluster<'_>) -> Result<()> {
     })
 }
 
-pub fn capacity_is_told_on_gateway_route_and_by_an_event(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn capacity_is_told_on_gateway_route_and_by_an_event(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "capacity", Roles::All).await?;
         tenant.seed().await?;
@@ -129,7 +129,7 @@ async fn event(tenant: &Tenant<'_, '_>, reason: &str) -> Result<Value> {
     .await
 }
 
-pub fn nothing_but_infrastructure_rolls_the_pods(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn nothing_but_infrastructure_rolls_the_pods(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "roll", Roles::All).await?;
         tenant.seed().await?;
@@ -165,7 +165,7 @@ pub fn nothing_but_infrastructure_rolls_the_pods(cluster: &mut Cluster<'_>) -> R
     })
 }
 
-pub fn a_template_overrides_and_a_broken_one_is_told(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn a_template_overrides_and_a_broken_one_is_told(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "template", Roles::All).await?;
         let mut gateway = play::gateway("sllb-a", CLASS);
@@ -189,7 +189,7 @@ pub fn a_template_overrides_and_a_broken_one_is_told(cluster: &mut Cluster<'_>) 
     })
 }
 
-pub fn foreign_objects_and_other_tenants_are_untouched(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn foreign_objects_and_other_tenants_are_untouched(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let other = Tenant::new(cluster, "other", Roles::Base).await?;
         other.seed().await?;
@@ -223,7 +223,7 @@ pub fn foreign_objects_and_other_tenants_are_untouched(cluster: &mut Cluster<'_>
     })
 }
 
-pub fn forty_vips_are_cut_to_sixteen_addresses(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn forty_vips_are_cut_to_sixteen_addresses(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "vips", Roles::All).await?;
         tenant.seed().await?;
@@ -248,7 +248,7 @@ pub fn forty_vips_are_cut_to_sixteen_addresses(cluster: &mut Cluster<'_>) -> Res
     })
 }
 
-pub fn a_class_of_ours_is_accepted_and_one_of_others_decides(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn a_class_of_ours_is_accepted_and_one_of_others_decides(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "classes", Roles::All).await?;
         let class = |name: &str, controller: &str| {
@@ -287,7 +287,7 @@ pub fn a_class_of_ours_is_accepted_and_one_of_others_decides(cluster: &mut Clust
     })
 }
 
-pub fn sessions_are_gathered_into_columns_gates_and_events(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn sessions_are_gathered_into_columns_gates_and_events(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "sessions", Roles::All).await?;
         tenant.seed().await?;

@@ -25,7 +25,7 @@ struct Case {
     refuse: Vec<Value>,
 }
 
-pub fn the_examples_apply_unmodified(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn the_examples_apply_unmodified(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let namespace = cluster.tenant("examples").await?;
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
@@ -53,7 +53,7 @@ fn with(object: &Value, at: &str, value: &Value) -> Result<Value> {
     Ok(object)
 }
 
-pub fn each_rule_accepts_and_refuses(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn each_rule_accepts_and_refuses(cluster: &Cluster<'_>) -> Result<()> {
     let rules: Rules = serde_saphyr::from_str(include_str!("rules.yaml"))?;
     cluster.inside(async |cluster| {
         let namespace = cluster.tenant("rules").await?;

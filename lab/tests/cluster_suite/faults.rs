@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use martlet_lab::cluster::Cluster;
+use martlet_lab::cluster::proxy::{Proxy, Way};
 use serde_json::{Value, json};
 
 use super::play::{self, CLASS, Roles, Tenant, logged};
 
-pub fn under_base_alone_what_the_seed_asks_works_and_each_missing_right_is_a_line(
-    cluster: &mut Cluster<'_>,
-) -> Result<()> {
+pub fn under_base_alone_what_the_seed_asks_works_and_each_missing_right_is_a_line(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "base", Roles::Base).await?;
         // Another test may have bound it; it has no namespace.
@@ -46,7 +45,7 @@ pub fn under_base_alone_what_the_seed_asks_works_and_each_missing_right_is_a_lin
     })
 }
 
-pub fn of_two_controllers_one_acts_and_the_other_takes_over(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn of_two_controllers_one_acts_and_the_other_takes_over(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "leaders", Roles::All).await?;
         tenant.seed().await?;
@@ -73,7 +72,7 @@ pub fn of_two_controllers_one_acts_and_the_other_takes_over(cluster: &mut Cluste
     })
 }
 
-pub fn two_controllers_that_both_act_settle(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn two_controllers_that_both_act_settle(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         // Without the right to hold Leases both believe to be alone.
         let tenant = Tenant::new(cluster, "fight", Roles::Base).await?;
@@ -101,7 +100,7 @@ pub fn two_controllers_that_both_act_settle(cluster: &mut Cluster<'_>) -> Result
     })
 }
 
-pub fn revoked_rights_are_noticed_and_mended(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn revoked_rights_are_noticed_and_mended(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "revoked", Roles::All).await?;
         tenant.seed().await?;
@@ -118,7 +117,7 @@ pub fn revoked_rights_are_noticed_and_mended(cluster: &mut Cluster<'_>) -> Resul
     })
 }
 
-pub fn what_others_delete_or_change_comes_back(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn what_others_delete_or_change_comes_back(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "deleted", Roles::All).await?;
         tenant.seed().await?;
@@ -151,7 +150,7 @@ pub fn what_others_delete_or_change_comes_back(cluster: &mut Cluster<'_>) -> Res
     })
 }
 
-pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "outage", Roles::All).await?;
         tenant.seed().await?;
@@ -188,7 +187,7 @@ pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &mut Clust
     })
 }
 
-pub fn of_many_pods_a_change_touches_one_slice(cluster: &mut Cluster<'_>) -> Result<()> {
+pub fn of_many_pods_a_change_touches_one_slice(cluster: &Cluster<'_>) -> Result<()> {
     cluster.inside(async |cluster| {
         let tenant = Tenant::new(cluster, "many", Roles::All).await?;
         tenant.put(play::gateway("sllb-a", CLASS)).await?;
@@ -222,6 +221,92 @@ pub fn of_many_pods_a_change_touches_one_slice(cluster: &mut Cluster<'_>) -> Res
         println!("    readiness of a pod is in its slice after {} ms", start.elapsed().as_millis());
         let after = versions(&tenant.slices().await?);
         ensure!(before[0] == after[0] && before[1] != after[1], "one slice changes: {before:?} {after:?}");
+        controller.stop().await
+    })
+}
+
+/// Gateway, route, Service and Pod, deleted at once in each of the 24 orders.
+pub fn deleted_in_every_order_nothing_is_left(cluster: &Cluster<'_>) -> Result<()> {
+    const OBJECTS: [(&str, &str, &str); 4] = [
+        ("Gateway", "gateway.networking.k8s.io/v1", "sllb-a"),
+        ("L34Route", "meridio.experiment.gateway.api.poc/v1alpha1", "vip-a"),
+        ("Service", "v1", "service-a"),
+        ("Pod", "v1", "target-1"),
+    ];
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "orders", Roles::All).await?;
+        let controller = tenant.controller("one")?;
+        for order in 0..24 {
+            tenant.seed().await?;
+            tenant.pod("target-1", "169.111.100.11", true).await?;
+            tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+            let (mut left, mut number) = (OBJECTS.to_vec(), order);
+            for places in (1..=left.len()).rev() {
+                let (kind, version, name) = left.remove(number % places);
+                number /= places;
+                if kind == "Pod" {
+                    let force = ["--force", "--grace-period=0", "-n", &tenant.namespace];
+                    cluster.kubectl(&[&["delete", "pod", name], &force[..]].concat())?;
+                } else {
+                    tenant.delete(kind, version, name).await?;
+                }
+            }
+            tenant.expect_endpoints(&[]).await?;
+            // The garbage collector is not there: it would do this.
+            tenant.delete("Deployment", "apps/v1", "sllbr-sllb-a").await?;
+            tenant.delete("PodDisruptionBudget", "policy/v1", "sllbr-sllb-a").await?;
+        }
+        tenant.expect_quiet().await?;
+        ensure!(tenant.versions().await?.is_empty(), "something is left: {:?}", tenant.versions().await?);
+        controller.stop().await
+    })
+}
+
+/// Watches that break, a server that says nothing, lists that take seconds.
+pub fn a_bad_way_to_the_server_loses_nothing(cluster: &Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "way", Roles::All).await?;
+        tenant.seed().await?;
+        for n in 0..40 {
+            tenant.put(play::route(&format!("vip-{n}"), "service-a", &[&format!("20.0.1.{n}/32")])).await?;
+        }
+        let proxy = Proxy::start(cluster).await?;
+        let through = |options: &mut martlet_controller::Options| {
+            options.client = cluster.client_through("controller", proxy.port()).ok();
+            // A leader that cannot renew gives up: that is another test.
+            options.lease.duration = Duration::from_secs(30);
+            options.lease.deadline = Duration::from_secs(25);
+        };
+        let controller = tenant.controller_with("one", through)?;
+        let (a, b, c, d) = ("169.111.100.11", "169.111.100.12", "169.111.100.13", "169.111.100.14");
+        tenant.pod("target-1", a, true).await?;
+        tenant.expect_endpoints(&[(a, "0", true)]).await?;
+        for _ in 0..3 {
+            proxy.cut();
+        }
+        tenant.pod("target-2", b, true).await?;
+        tenant.expect_endpoints(&[(a, "0", true), (b, "1", true)]).await?;
+        proxy.set(Way::Held);
+        tenant.pod("target-3", c, true).await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        ensure!(tenant.endpoints().await?.len() == 2, "something came through");
+        proxy.set(Way::Open);
+        tenant.expect_endpoints(&[(a, "0", true), (b, "1", true), (c, "2", true)]).await?;
+        controller.stop().await?;
+        // A list of 40 routes takes seconds: until all is known nothing is written, and nothing that is there is taken away.
+        tenant.expect_quiet().await?;
+        let before = tenant.versions().await?;
+        proxy.set(Way::Slow(20_000));
+        let controller = tenant.controller_with("two", through)?;
+        let start = Instant::now();
+        let holder = |lease: &Value| lease["spec"]["holderIdentity"] == "two";
+        tenant.expect("Lease", "martlet-controller", "two leads", holder).await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        ensure!(tenant.versions().await? == before, "written on half a list");
+        tenant.pod("target-4", d, true).await?;
+        tenant.expect_endpoints(&[(a, "0", true), (b, "1", true), (c, "2", true), (d, "3", true)]).await?;
+        println!("    at 20 kB/s a controller acts {:.1} s after its start", start.elapsed().as_secs_f32());
+        proxy.set(Way::Open);
         controller.stop().await
     })
 }

@@ -76,12 +76,28 @@ impl<'c, 'lab> Tenant<'c, 'lab> {
     }
 
     pub async fn bind(&self, role: &str) -> Result<()> {
-        self.put(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "controller"}],
-        }))
-        .await
+        self.bind_to(role, "controller").await
+    }
+
+    /// Binds a Role to a user of the lab.
+    pub async fn bind_to(&self, role: &str, user: &str) -> Result<()> {
+        let subject = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user});
+        self.put(binding(role, role, &subject)).await
+    }
+
+    /// A `ServiceAccount` for load-balancer pods, with all Roles of router and load balancer.
+    pub async fn account(&self, name: &str) -> Result<()> {
+        let (router, lb) =
+            (include_str!("../../../deploy/rbac/router.yaml"), include_str!("../../../deploy/rbac/lb.yaml"));
+        for text in [router, lb] {
+            apply_text(&self.admin, &self.namespace, text).await?;
+        }
+        self.put(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}})).await?;
+        let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": self.namespace});
+        for role in ["martlet-router-base", "martlet-router-extra", "martlet-lb-base"] {
+            self.put(binding(&format!("{name}-{role}"), role, &subject)).await?;
+        }
+        Ok(())
     }
 
     async fn bind_classes(&self) -> Result<()> {
@@ -291,6 +307,14 @@ impl Controller {
     pub fn kill(self) {
         self.task.abort();
     }
+}
+
+fn binding(name: &str, role: &str, subject: &Value) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+        "subjects": [subject],
+    })
 }
 
 pub fn classes_binding() -> Value {

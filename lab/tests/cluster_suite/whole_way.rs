@@ -1,376 +1,484 @@
 //! The whole way: the example's objects -> Deployment -> `ReplicaSet` -> Pods in namespaces -> a real gateway -> traffic, and back.
 //!
-//! ```text
-//!  client ------ gateway (FRR) ------ bridge vlan100 ------ load-balancer pods ------ bridge internal ------ target pods
-//! ```
+//! The steps are gone in this order, on one stage (see [`super::stage`]); each leaves two load-balancer pods that serve.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
-use kube::ResourceExt as _;
-use martlet_controller::deployment::{MORE_SYSCTLS, SYSCTLS};
-use martlet_lab::cluster::agent::Agent;
-use martlet_lab::cluster::{Cluster, objects};
-use martlet_lab::demo::topology::find_martlet;
+use martlet_controller::deployment::{MORE_SYSCTLS, SYSCTLS, Sysctls};
+use martlet_lab::cluster::objects;
 use martlet_lab::peer::Gateway as _;
-use martlet_lab::peer::frr::Frr;
 use martlet_lab::wait::{Seen, until};
-use martlet_lab::{Lab, Namespace, probe};
+use martlet_lab::{Cut, Signal};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
-use super::play::{Roles, Tenant};
+use super::play;
+use super::stage::{LIMIT, Stage, Step, is_ready};
 
-const VIPS: [&str; 2] = ["20.0.0.1", "2000::1"];
-/// A pod is made, peers, hears its endpoints: on a busy machine.
-const LIMIT: Duration = Duration::from_mins(1);
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const STEPS: &[Step] = &[
+    ("the_example_becomes_pods_that_serve", the_example_becomes_pods_that_serve),
+    ("routers_tell_their_sessions_and_open_the_gates", routers_tell_their_sessions_and_open_the_gates),
+    ("router_and_lb_run_under_base_alone", router_and_lb_run_under_base_alone),
+    (
+        "no_change_of_vip_route_service_or_router_rolls_or_loses",
+        no_change_of_vip_route_service_or_router_rolls_or_loses,
+    ),
+    ("forty_vips_are_all_announced", forty_vips_are_all_announced),
+    ("a_password_is_watched_and_a_session_waits_for_it", a_password_is_watched_and_a_session_waits_for_it),
+    ("pods_scale_without_loss", pods_scale_without_loss),
+    ("a_rolling_update_loses_nothing_and_sysctls_may_come_from_the_pod", a_rolling_update_loses_nothing),
+    ("while_the_api_server_is_away_everything_goes_on", while_the_api_server_is_away_everything_goes_on),
+    ("a_pod_without_an_internal_address_is_named_and_announces_nothing", a_pod_without_an_internal_address_is_named),
+    ("the_end_of_a_gateway_withdraws_and_cleans", the_end_of_a_gateway_withdraws_and_cleans),
+    ("the_end_of_a_namespace_withdraws_and_cleans", the_end_of_a_namespace_withdraws_and_cleans),
+];
 
-/// What is outside of the cluster.
-struct Outside {
-    client: Namespace,
-    fabric: Namespace,
-    frr: Frr,
+fn the_example_becomes_pods_that_serve(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let start = Instant::now();
+    stage.outside.expect_next_hops(2)?;
+    println!("    both VIPs have two next hops at the gateway after {:.1} s", start.elapsed().as_secs_f32());
+    run.block_on(async {
+        let tenant = &stage.tenant;
+        tenant.condition("Gateway", "sllb-a", "Programmed", "True", "Programmed").await?;
+        tenant.condition("Gateway", "sllb-a", "Ready", "True", "Ready").await?;
+        stage.settled(2).await?;
+        ensure!(tenant.endpoints().await?.len() == 6, "three pods, two families: {:?}", tenant.endpoints().await?);
+        anyhow::Ok(())
+    })?;
+    let answered = stage.outside.ask(30)?;
+    ensure!(answered.len() == 3, "all three applications answer: {answered:?}");
+    sysctls_are_set(stage, run)
 }
 
-impl Outside {
-    fn build(lab: &Lab) -> Result<Self> {
-        let (client, gateway, fabric) = (lab.namespace("client")?, lab.namespace("gateway")?, lab.namespace("fabric")?);
-        for family in ["ipv4", "ipv6"] {
-            gateway.sysctl(&format!("net.{family}.conf.all.forwarding"), "1")?;
-            gateway.sysctl(&format!("net.{family}.fib_multipath_hash_policy"), "1")?;
+fn routers_tell_their_sessions_and_open_the_gates(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    run.block_on(async {
+        let columns =
+            async || Ok(stage.kubectl(&["get", "gatewayrouters"])?.matches("2/2 Established").nth(1).map(drop));
+        objects::wait_for("the sessions of both families in the columns", LIMIT, columns).await?;
+        let wide = stage.kubectl(&["get", "gatewayrouters", "-o", "wide"])?;
+        ensure!(wide.matches("2/2 Up").count() == 2, "{wide}");
+        for (name, pod) in stage.balancers().await? {
+            let state = stage.tenant.get("RouterState", &name).await?;
+            let owner = &state["metadata"]["ownerReferences"][0];
+            ensure!(owner["kind"] == "Pod" && owner["uid"] == pod["metadata"]["uid"], "{owner}");
+            let writers: BTreeSet<_> = state["metadata"]["managedFields"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|fields| (fields["manager"].to_string(), fields["operation"].to_string()))
+                .collect();
+            ensure!(writers == [("\"martlet-router\"".to_owned(), "\"Apply\"".to_owned())].into(), "{writers:?}");
+            let announced =
+                state["spec"]["vips"].as_array().into_iter().flatten().filter(|vip| vip["announced"] == true);
+            ensure!(announced.count() == 2, "{}", state["spec"]);
+            let gates: Vec<_> = pod["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|c| c["type"].as_str().is_some_and(|kind| kind.ends_with("-connectivity")))
+                .map(|c| c["status"].clone())
+                .collect();
+            ensure!(gates == ["True", "True"] && is_ready(&pod), "{name}: {}", pod["status"]["conditions"]);
         }
-        lab.link((&client, "eth0"), (&gateway, "cli0"))?;
-        lab.link((&gateway, "ext0"), (&fabric, "gateway"))?;
-        fabric.bridge("vlan100", &["gateway"])?;
-        fabric.bridge("internal", &[])?;
-        client.ip("addr add 200.100.0.100/24 dev eth0
-            addr add 200:100::100/64 dev eth0 nodad
-            route add default via 200.100.0.150
-            route add default via 200:100::150")?;
-        gateway.ip("addr add 200.100.0.150/24 dev cli0
-            addr add 200:100::150/64 dev cli0 nodad
-            addr add 169.254.100.150/24 dev ext0
-            addr add 100:100::150/64 dev ext0 nodad")?;
-        gateway.wait_for_links(&["cli0", "ext0"])?;
-        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo/frr.conf");
-        let frr = Frr::start(lab, &gateway, &config, 10179, "LB")?;
-        Ok(Self { client, fabric, frr })
-    }
-
-    /// How many load balancers announce each VIP.
-    fn next_hops(&self) -> Result<BTreeMap<String, usize>> {
-        let learned = self.frr.learned()?;
-        let count = |vip: &&str| {
-            let prefix = vip.parse::<IpAddr>().map(IpNet::from).ok();
-            prefix.and_then(|prefix| learned.get(&prefix)).map_or(0, Vec::len)
+        // Nothing changes: nothing is written.
+        let versions = async || -> Result<Vec<_>> {
+            let all = stage.tenant.list("RouterState").await?;
+            Ok(all.into_iter().map(|state| state.metadata.resource_version).collect())
         };
-        Ok(VIPS.iter().map(|vip| ((*vip).to_owned(), count(vip))).collect())
-    }
-
-    fn expect_next_hops(&self, wanted: usize) -> Result<()> {
-        until(&format!("{wanted} next hops of each VIP at the gateway"), LIMIT, || {
-            let hops = self.next_hops()?;
-            Ok(if hops.values().all(|count| *count == wanted) {
-                Seen::Yes(())
-            } else {
-                Seen::not_yet(format!("{hops:?}"))
-            })
-        })
-    }
-
-    /// Asks each VIP over TCP and UDP; who answered.
-    fn ask(&self, times: u16) -> Result<BTreeSet<String>> {
-        self.client.inside(|| {
-            let mut answered = BTreeSet::new();
-            for vip in VIPS {
-                let target = SocketAddr::new(vip.parse()?, 4000);
-                for _ in 0..times {
-                    answered.insert(probe::ask_tcp(target, PATIENCE)?);
-                    answered.insert(probe::ask_udp(target, 0, PATIENCE)?);
-                }
-            }
-            anyhow::Ok(answered)
-        })?
-    }
-}
-
-/// Runs `work` while new connections are opened without a pause. Returns how many went well, and what the others said.
-fn under_traffic<T>(outside: &Outside, work: impl FnOnce() -> Result<T>) -> Result<(T, usize, Vec<String>)> {
-    let (stop, good) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        let traffic = scope.spawn(|| {
-            let mut bad = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                match outside.ask(1) {
-                    Ok(_) => _ = good.fetch_add(1, Ordering::Relaxed),
-                    Err(error) => bad.push(format!("{error:#}")),
-                }
-            }
-            bad
+        let before = versions().await?;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        ensure!(before == versions().await?, "written though nothing changed");
+        // The way to the gateway is cut: the columns say so, and the gates of both families close.
+        stage.outside.fabric.cut("gateway", Cut::Silent)?;
+        let degraded = objects::wait_for("no session in the columns, and no pod ready", LIMIT, async || {
+            let shown = stage.kubectl(&["get", "gatewayrouters", "-o", "wide"])?;
+            let none = shown.matches("0/2 Established").count() == 2 && shown.matches("0/2 Up").count() == 2;
+            Ok((none && !stage.balancers().await?.values().any(is_ready)).then_some(()))
         });
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
-        let bad = traffic.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok((result?, good.load(Ordering::Relaxed), bad))
+        let degraded = degraded.await;
+        stage.outside.fabric.mend("gateway")?;
+        degraded?;
+        stage.settled(2).await
     })
 }
 
-fn attachment(name: &str, plugins: &Value) -> Value {
-    json!({
-        "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition", "metadata": {"name": name},
-        "spec": {"config": json!({"cniVersion": "1.0.0", "name": name, "plugins": plugins}).to_string()},
-    })
-}
-
-fn link(bridge: &str, ranges: &[(&str, &str)]) -> Value {
-    let ranges: Vec<_> =
-        ranges.iter().map(|(subnet, start)| json!([{"subnet": subnet, "rangeStart": start}])).collect();
-    json!([{"type": "macvlan", "master": bridge, "ipam": {"type": "host-local", "ranges": ranges}}])
-}
-
-fn targets(replicas: u32) -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "target"},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {"app": "example-target-application-multi"}},
-            "template": {
-                "metadata": {
-                    "labels": {"app": "example-target-application-multi"},
-                    "annotations": {
-                        "k8s.v1.cni.cncf.io/networks": r#"[{"name":"macvlan-nad-1","interface":"net1"}]"#,
-                        "lab/vips": VIPS.join(","),
-                    },
-                },
-                "spec": {"containers": [{
-                    "name": "app", "image": "app:1",
-                    "env": [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
-                    "args": ["--name", "$(POD)", "--vip", VIPS[0], "--vip", VIPS[1], "--tcp", "4000", "--udp", "4000"],
-                }]},
-            },
-        },
-    })
-}
-
-pub fn from_the_example_to_traffic_and_back(cluster: &mut Cluster<'_>) -> Result<()> {
-    cluster.start_manager()?;
-    let outside = Outside::build(cluster.lab())?;
-    let namespace = cluster.inside(async |cluster| prepare(cluster).await)?;
-    let martlet = find_martlet()?;
-    let app = martlet.with_file_name("martlet-lab");
-    ensure!(app.exists(), "no {}: run `cargo build --profile lab -p martlet-lab`", app.display());
-    let words = |path: &Path, more: &[&str]| {
-        let mut words = vec![path.to_string_lossy().into_owned()];
-        words.extend(more.iter().map(|word| (*word).to_owned()));
-        words
+/// A router and a load balancer beside the Pods, each with the Role `base` of its own user and nothing else.
+fn router_and_lb_run_under_base_alone(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let (tenant, cluster) = (&stage.tenant, stage.tenant.cluster);
+    let lab = cluster.lab();
+    run.block_on(async {
+        tenant.bind_to("martlet-router-base", "router").await?;
+        tenant.bind_to("martlet-lb-base", "lb").await
+    })?;
+    let pod = lab.namespace("base")?;
+    cluster.attach(&pod, "base", 30_000)?;
+    for (interface, bridge, port, addresses) in [
+        ("vlan-100", "vlan100", "base-0", ["169.254.100.99/24", "100:100::99/64"]),
+        ("net1", "internal", "base-1", ["169.111.100.99/24", "fd00:111:100::99/64"]),
+    ] {
+        lab.link((&pod, interface), (&stage.outside.fabric, port))?;
+        stage.outside.fabric.ip(&format!("link set {port} master {bridge}"))?;
+        for address in addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            pod.ip(&format!("addr add {address} dev {interface}{nodad}"))?;
+        }
+    }
+    for (name, value) in SYSCTLS.iter().chain(&MORE_SYSCTLS) {
+        pod.sysctl(name, value)?;
+    }
+    let dir = lab.dir().join("base");
+    std::fs::create_dir(&dir)?;
+    let martlet = martlet_lab::demo::topology::find_martlet()?;
+    let socket = format!("unix://{}/lb.sock", dir.display());
+    let start = |part: &str| {
+        let kubeconfig = dir.join(format!("{part}.kubeconfig"));
+        std::fs::write(&kubeconfig, cluster.kubeconfig_of(part))?;
+        let mut command = Command::new(&martlet);
+        command
+            .args([part, "--gateway", "sllb-a", "--namespace", &tenant.namespace, "--drain", "1"])
+            .arg("--control-socket")
+            .arg(dir.join(format!("{part}-control.sock")))
+            .env("NFE_LB_SOCKET", &socket)
+            .env("KUBECONFIG", &kubeconfig)
+            .env("MARTLET_POD_NAME", "base")
+            .env("MARTLET_POD_UID", "0");
+        lab.spawn(&format!("base-{part}"), Some(&pod), command)
     };
-    let images: BTreeMap<_, _> =
-        [("martlet".to_owned(), words(&martlet, &[])), ("app".to_owned(), words(&app, &["app"]))].into();
-    let stop = AtomicBool::new(false);
-    let cluster = &*cluster;
-    std::thread::scope(|scope| {
-        let kubelet = scope.spawn(|| {
-            cluster.namespace().inside(|| {
-                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-                runtime.block_on(async {
-                    let mut agent = Agent::new(cluster, &namespace, &outside.fabric, images)?;
-                    tokio::select! {
-                        biased;
-                        () = async { while !stop.load(Ordering::Relaxed) { tokio::time::sleep(Duration::from_millis(50)).await } } => Ok(()),
-                        ended = agent.run() => ended.context("the agent"),
-                    }
-                })
-            })?
-        });
-        let states = scope.spawn(|| {
-            cluster.namespace().inside(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(stand_in_for_router_states(cluster, &namespace, &outside, &stop))
-            })?
-        });
-        let result = cluster.inside(async |cluster| {
-            let tenant = Tenant { cluster, admin: cluster.client()?, namespace: namespace.clone() };
-            story(&tenant, &outside).await.inspect_err(|error| {
-                eprintln!("{error:#}");
-                crate::pause();
-            })
-        });
-        stop.store(true, Ordering::Relaxed);
-        let ended =
-            [kubelet.join(), states.join()].map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        let mut failures = [result].into_iter().chain(ended).filter_map(Result::err).map(|error| format!("{error:#}"));
-        match failures.next() {
-            None => Ok(()),
-            Some(first) => bail!("{}", failures.fold(first, |all, one| format!("{all}; {one}"))),
+    let (lb, router) = (start("lb")?, start("router")?);
+    // VIPs come from the addresses of the Gateway: all that the seed asks works.
+    let served = stage.outside.expect_next_hops(3).and_then(|()| stage.outside.ask(10).map(drop));
+    // Long enough for another try of what may not be read.
+    std::thread::sleep(Duration::from_secs(3));
+    for process in [&router, &lb] {
+        process.signal(Signal::Term)?;
+    }
+    for process in [&router, &lb] {
+        process.wait(Duration::from_secs(20))?;
+    }
+    served.with_context(|| format!("{}\n{}", router.tail(20), lb.tail(20)))?;
+    for (process, missing) in
+        [(&router, &["GatewayClass", "L34Route", "RouterState base: not written"][..]), (&lb, &["GatewayClass"][..])]
+    {
+        let log = process.log();
+        let is_of_rights = |line: &&str| {
+            ["the cluster does not give this kind", "not written", "orbidden"].iter().any(|word| line.contains(word))
+        };
+        let lines: Vec<_> = log.lines().filter(is_of_rights).collect();
+        ensure!(lines.len() == missing.len(), "{}: one line for each missing right, not {lines:#?}", process.name());
+        for word in missing {
+            ensure!(lines.iter().any(|line| line.contains(word)), "{}: no line of {word}: {lines:#?}", process.name());
         }
+    }
+    stage.outside.expect_next_hops(2)
+}
+
+fn no_change_of_vip_route_service_or_router_rolls_or_loses(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let tenant = &stage.tenant;
+    let uids = || -> Result<Vec<_>> {
+        let pods = run.block_on(stage.balancers())?;
+        Ok(pods.into_values().map(|pod| pod["metadata"]["uid"].clone()).collect())
+    };
+    let template = || -> Result<Value> {
+        let deployment = run.block_on(tenant.get("Deployment", "sllbr-sllb-a"))?;
+        Ok(json!([deployment["spec"]["template"], deployment["metadata"]["generation"]]))
+    };
+    let before = (uids()?, template()?);
+    let put = |object: Value| run.block_on(tenant.put(object));
+    let learned = |vip: &str, wanted: usize| {
+        let vip: IpNet = vip.parse()?;
+        until(&format!("{wanted} next hops of {vip}"), LIMIT, || {
+            let count = stage.outside.frr.learned()?.get(&vip).map_or(0, Vec::len);
+            Ok(if count == wanted { Seen::Yes(()) } else { Seen::not_yet(count.to_string()) })
+        })
+    };
+    stage.without_loss("a VIP comes and goes", || {
+        let more = |vips: &[&str]| {
+            let mut route = play::route("vip-more", "service-a", vips);
+            route["spec"]["destinationPorts"] = json!(["5000"]);
+            route
+        };
+        put(more(&["20.0.0.77/32"]))?;
+        learned("20.0.0.77/32", 2)?;
+        put(more(&["20.0.0.78/32"]))?;
+        learned("20.0.0.77/32", 0)?;
+        learned("20.0.0.78/32", 2)?;
+        run.block_on(tenant.delete("L34Route", "meridio.experiment.gateway.api.poc/v1alpha1", "vip-more"))?;
+        learned("20.0.0.78/32", 0)
+    })?;
+    stage.without_loss("a route changes", || {
+        let patch = |ports: &str| stage.kubectl(&["patch", "l34route", "vip-20-0-0-1", "--type=merge", "-p", ports]);
+        patch(r#"{"spec":{"destinationPorts":["4000","4001","4002"],"priority":20}}"#)?;
+        pause_for_effect();
+        patch(r#"{"spec":{"destinationPorts":["4000","4001"],"priority":10}}"#)?;
+        pause_for_effect();
+        Ok(())
+    })?;
+    stage.without_loss("a Service changes, another comes and goes", || {
+        stage.kubectl(&["label", "service", "service-a", "example.com/team=blue"])?;
+        stage.kubectl(&[
+            "patch",
+            "service",
+            "service-a",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"ports":[{"port":4000}]}}"#,
+        ])?;
+        put(play::service("service-other", "sllb-a"))?;
+        pause_for_effect();
+        stage.kubectl(&["delete", "service", "service-other"])?;
+        pause_for_effect();
+        Ok(())
+    })?;
+    stage.without_loss("a GatewayRouter changes, another comes and goes", || {
+        let patch = |text: &str| stage.kubectl(&["patch", "gatewayrouter", "gateway-a-v4", "--type=merge", "-p", text]);
+        patch(r#"{"spec":{"bgp":{"bfd":{"multiplier":6,"minTx":"400ms"}},"description":"by another name"}}"#)?;
+        put(play::router("gateway-nobody", "169.254.100.201"))?;
+        pause_for_effect();
+        stage.kubectl(&["delete", "gatewayrouter", "gateway-nobody"])?;
+        patch(r#"{"spec":{"bgp":{"bfd":{"multiplier":5,"minTx":"300ms"}},"description":null}}"#)?;
+        pause_for_effect();
+        Ok(())
+    })?;
+    stage.kubectl(&["scale", "deployment", "target", "--replicas", "2"])?;
+    run.block_on(objects::wait_for("the endpoints of two pods", LIMIT, async || {
+        Ok((tenant.endpoints().await?.len() == 4).then_some(()))
+    }))?;
+    ensure!(stage.outside.ask(20)?.len() == 2, "two applications answer");
+    ensure!(before == (uids()?, template()?), "pods were rolled: {before:?} {:?}", uids()?);
+    Ok(())
+}
+
+/// What a change does, it does within this time.
+fn pause_for_effect() {
+    std::thread::sleep(Duration::from_millis(1500));
+}
+
+fn forty_vips_are_all_announced(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let tenant = &stage.tenant;
+    let vips: Vec<_> = (101..=140).map(|n| format!("20.0.0.{n}/32")).collect();
+    let route = play::route("vip-many", "service-a", &vips.iter().map(String::as_str).collect::<Vec<_>>());
+    run.block_on(tenant.put(route))?;
+    let wanted: BTreeSet<IpNet> = vips.iter().map(|vip| vip.parse()).collect::<Result<_, _>>()?;
+    until("forty VIPs with two next hops each", LIMIT, || {
+        let learned = stage.outside.frr.learned()?;
+        let count = wanted.iter().filter(|vip| learned.get(*vip).is_some_and(|hops| hops.len() == 2)).count();
+        Ok(if count == 40 { Seen::Yes(()) } else { Seen::not_yet(count.to_string()) })
+    })?;
+    run.block_on(tenant.condition("Gateway", "sllb-a", "AddressesTruncated", "True", "TooManyAddresses"))?;
+    run.block_on(tenant.delete("L34Route", "meridio.experiment.gateway.api.poc/v1alpha1", "vip-many"))?;
+    until("forty VIPs to be withdrawn", LIMIT, || {
+        let learned = stage.outside.frr.learned()?;
+        let count = wanted.iter().filter(|vip| learned.contains_key(*vip)).count();
+        Ok(if count == 0 { Seen::Yes(()) } else { Seen::not_yet(count.to_string()) })
     })
 }
 
-/// Writes the `RouterState`s from what the gateway sees of each pod. To be removed when the routers write them.
-async fn stand_in_for_router_states(
-    cluster: &Cluster<'_>,
-    namespace: &str,
-    outside: &Outside,
-    stop: &AtomicBool,
-) -> Result<()> {
-    let tenant = Tenant { cluster, admin: cluster.client()?, namespace: namespace.to_owned() };
-    let mut told = BTreeMap::new();
-    while !stop.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let neighbors = outside.frr.neighbors()?;
-        // While the server is away there is nobody to tell.
-        let Ok(pods) = tenant.list("Pod").await else { continue };
-        for pod in pods {
-            let labels = pod.labels();
-            let status = pod.annotations().get("k8s.v1.cni.cncf.io/network-status");
-            let (true, Some(status)) = (labels.contains_key("gateway.networking.k8s.io/gateway-name"), status) else {
-                continue;
-            };
-            let status: Value = serde_json::from_str(status)?;
-            let up = |place: usize| {
-                let address = status[0]["ips"][place].as_str().and_then(|text| text.parse::<IpAddr>().ok());
-                address
-                    .and_then(|address| neighbors.get(&address))
-                    .is_some_and(|n| n.established && n.bfd_up == Some(true))
-            };
-            let name = pod.name_any();
-            let session = |router: &str, up: bool| {
-                json!({"router": router, "up": up, "state": if up { "Established" } else { "Active" },
-                                                         "bfd": if up { "Up" } else { "Down" }})
-            };
-            let state = json!({
-                "apiVersion": "meridio.experiment.gateway.api.poc/v1alpha1", "kind": "RouterState",
-                "metadata": {"name": name, "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.uid()}]},
-                "spec": {"gateway": "sllb-a", "pod": name, "ipv4Connectivity": up(0), "ipv6Connectivity": up(1),
-                         "sessions": [session("gateway-a-v4", up(0)), session("gateway-a-v6", up(1))]},
+/// A `GatewayRouter` that names a Secret: not tried without it, tried as soon as the Secret is there.
+fn a_password_is_watched_and_a_session_waits_for_it(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let tenant = &stage.tenant;
+    let mut router = play::router("gateway-secret", "169.254.100.202");
+    router["spec"]["bgp"]["auth"] = json!({"keyName": "md5", "keySource": "bgp-keys"});
+    run.block_on(tenant.put(router))?;
+    let told = |word: &'static str| {
+        objects::wait_for("what the pods say of the password", LIMIT, async move || {
+            let states = tenant.list("RouterState").await?;
+            let mut errors = states.iter().map(|state| {
+                let sessions = state.data["spec"]["sessions"].as_array();
+                let session = sessions.into_iter().flatten().find(|session| session["router"] == "gateway-secret");
+                session.map(|session| format!("{} {}", session["state"], session["lastError"])).unwrap_or_default()
             });
-            if told.get(&name) != Some(&state) && tenant.put(state.clone()).await.is_ok() {
-                told.insert(name, state);
-            }
-        }
+            Ok((states.len() == 2 && errors.all(|error| error.contains(word))).then_some(()))
+        })
+    };
+    run.block_on(told("is not known"))?;
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bgp-keys"}, "stringData": {"md5": "martlet"}});
+    run.block_on(tenant.put(secret))?;
+    // Nobody is there: that it is tried is seen by its state.
+    run.block_on(objects::wait_for("the session to be tried", LIMIT, async || {
+        let states = tenant.list("RouterState").await?;
+        let tried = |state: &kube::api::DynamicObject| {
+            let sessions = state.data["spec"]["sessions"].as_array();
+            sessions
+                .into_iter()
+                .flatten()
+                .any(|session| session["router"] == "gateway-secret" && session["state"] != "NotTried")
+        };
+        Ok((states.len() == 2 && states.iter().all(tried)).then_some(()))
+    }))?;
+    stage.kubectl(&["delete", "gatewayrouter", "gateway-secret"]).map(drop)
+}
+
+fn pods_scale_without_loss(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    for replicas in [4, 1, 2] {
+        stage.without_loss(&format!("scaled to {replicas}"), || {
+            stage.kubectl(&["scale", "deployment", "sllbr-sllb-a", "--replicas", &replicas.to_string()])?;
+            run.block_on(stage.settled(replicas))
+        })?;
     }
     Ok(())
 }
 
-/// The tenant with the networks, and the objects of the demo but the endpoints.
-async fn prepare(cluster: &Cluster<'_>) -> Result<String> {
-    let tenant = Tenant::new(cluster, "whole-way", Roles::All).await?;
-    let sysctls: serde_json::Map<_, _> =
-        SYSCTLS.iter().chain(&MORE_SYSCTLS).map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
-    let external = [("169.254.100.0/24", "169.254.100.1"), ("100:100::/64", "100:100::1")];
-    let internal = [("169.111.100.0/24", "169.111.100.1"), ("fd00:111:100::/64", "fd00:111:100::1")];
-    tenant.put(attachment("vlan-100", &link("vlan100", &external))).await?;
-    tenant.put(attachment("macvlan-nad-1", &link("internal", &internal))).await?;
-    // A real cluster's chain begins with a plugin that makes an interface: `tuning` alone has none.
-    tenant.put(attachment("sllbr-tuning", &json!([{"type": "dummy"}, {"type": "tuning", "sysctl": sysctls}]))).await?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo");
-    for file in ["gateway.yaml", "gateway-routers.yaml", "routes.yaml", "service.yaml"] {
-        let text = std::fs::read_to_string(folder.join(file))?;
-        objects::apply_text(&tenant.admin, &tenant.namespace, &text).await.context(file)?;
-    }
-    Ok(tenant.namespace)
+/// Never fewer next hops than replicas - 1, and no round of questions is lost.
+fn a_rolling_update_loses_nothing(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let old: BTreeSet<_> = run.block_on(stage.balancers())?.into_keys().collect();
+    let fewest = AtomicUsize::new(usize::MAX);
+    stage.without_loss("rolling update", || {
+        stage.kubectl(&["annotate", "gateway", "sllb-a", "--overwrite", "note=rolls-nothing"])?;
+        // Sysctls by securityContext instead of an attachment: the template changes, the pods are rolled.
+        run.block_on(stage.control("two", Sysctls::Pod))?;
+        until("the rolling update", LIMIT, || {
+            let hops = stage.outside.next_hops()?.values().copied().min().unwrap_or(0);
+            fewest.fetch_min(hops, Ordering::Relaxed);
+            let pods = run.block_on(stage.balancers())?;
+            let rolled = pods.len() == 2 && pods.keys().all(|name| !old.contains(name)) && pods.values().all(is_ready);
+            Ok(if rolled && hops == 2 { Seen::Yes(()) } else { Seen::not_yet(format!("{:?} {hops}", pods.keys())) })
+        })?;
+        run.block_on(stage.settled(2))
+    })?;
+    let fewest = fewest.into_inner();
+    ensure!(fewest >= 1, "never fewer next hops than replicas - 1, but {fewest}");
+    let deployment = run.block_on(stage.tenant.get("Deployment", "sllbr-sllb-a"))?;
+    let sysctls = deployment["spec"]["template"]["spec"]["securityContext"]["sysctls"].as_array().map_or(0, Vec::len);
+    ensure!(sysctls == SYSCTLS.len() + MORE_SYSCTLS.len(), "{sysctls} sysctls in the security context");
+    sysctls_are_set(stage, run)
 }
 
-async fn story(tenant: &Tenant<'_, '_>, outside: &Outside) -> Result<()> {
-    let kubectl = |arguments: &[&str]| tenant.cluster.kubectl(&[&["-n", &tenant.namespace], arguments].concat());
-    let controller = tenant.controller("one")?;
-    let start = Instant::now();
-    tenant.put(targets(3)).await?;
-    outside.expect_next_hops(2)?;
-    println!("    both VIPs have two next hops at the gateway after {:.1} s", start.elapsed().as_secs_f32());
-    tenant.condition("Gateway", "sllb-a", "Programmed", "True", "Programmed").await?;
-    tenant.condition("Gateway", "sllb-a", "Ready", "True", "Ready").await?;
-    let columns = async || Ok(kubectl(&["get", "gatewayrouters"])?.matches("2/2 Established").nth(1).map(drop));
-    objects::wait_for("the sessions of both families in the columns", LIMIT, columns).await?;
-    ensure!(tenant.endpoints().await?.len() == 6, "three pods, two families: {:?}", tenant.endpoints().await?);
-    let answered = outside.ask(30)?;
-    ensure!(answered.len() == 3, "all three applications answer: {answered:?}");
-    sysctls_are_set(tenant)?;
-
-    for (replicas, wanted) in [("4", 4), ("1", 1), ("2", 2)] {
-        kubectl(&["scale", "deployment", "sllbr-sllb-a", "--replicas", replicas])?;
-        outside.expect_next_hops(wanted)?;
-        outside.ask(3)?;
-        println!("    scaled to {replicas}");
-    }
-
-    kubectl(&["scale", "deployment", "target", "--replicas", "2"])?;
-    let endpoints = async || Ok((tenant.endpoints().await?.len() == 4).then_some(()));
-    objects::wait_for("the endpoints of two pods", LIMIT, endpoints).await?;
-    ensure!(outside.ask(20)?.len() == 2, "two applications answer");
-
-    // A rolling update: never fewer next hops than replicas - 1.
-    let fewest = AtomicUsize::new(usize::MAX);
-    let (rolled, good, bad) = under_traffic(outside, || {
-        kubectl(&["annotate", "gateway", "sllb-a", "--overwrite", "note=rolls-nothing"])?;
-        let patch = r#"{"spec":{"infrastructure":{"labels":{"round":"two"}}}}"#;
-        kubectl(&["patch", "gateway", "sllb-a", "--type=merge", "-p", patch])?;
-        until("the rolling update", LIMIT, || {
-            let hops = outside.next_hops()?.values().copied().min().unwrap_or(0);
-            fewest.fetch_min(hops, Ordering::Relaxed);
-            let pods = kubectl(&["get", "pods", "-l", "round=two", "-o", "name"])?;
-            let old = kubectl(&[
-                "get",
-                "pods",
-                "-l",
-                "gateway.networking.k8s.io/gateway-name=sllb-a,round!=two",
-                "-o",
-                "name",
-            ])?;
-            Ok(if pods.lines().count() == 2 && old.is_empty() && hops == 2 {
-                Seen::Yes(())
-            } else {
-                Seen::not_yet(format!("{pods}{old}{hops}"))
-            })
-        })
-    })?;
-    let () = rolled;
-    let fewest = fewest.into_inner();
-    println!("    rolling update: {good} rounds went well, {} did not, never fewer than {fewest} next hops", bad.len());
-    bad.iter().take(5).for_each(|error| println!("        {error}"));
-    ensure!(fewest >= 1, "the VIP was without a next hop");
-    ensure!(bad.len() * 100 <= good, "more than one round of a hundred went wrong: {bad:?}");
-    outside.ask(10).context("after the rolling update")?;
-
-    // The API server is away: nothing is withdrawn, packets go on.
-    let ((), good, bad) = under_traffic(outside, || {
-        tenant.cluster.kill_server()?;
+/// The server dies in the middle of a rolling update: nothing is withdrawn, packets go on, probes fail; then it goes on.
+fn while_the_api_server_is_away_everything_goes_on(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let cluster = stage.tenant.cluster;
+    let pods = run.block_on(stage.balancers())?;
+    let address = |pod: &Value, port: u16| -> Result<SocketAddr> {
+        Ok(SocketAddr::new(pod["status"]["podIP"].as_str().context("no podIP")?.parse()?, port))
+    };
+    let probes: Vec<_> =
+        pods.values().flat_map(|pod| [address(pod, 2225), address(pod, 2227)]).collect::<Result<_>>()?;
+    let serves = async |probe: &SocketAddr, service: &str| -> Result<bool> {
+        let channel = tonic::transport::Channel::from_shared(format!("http://{probe}"))?.connect().await?;
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = HealthClient::new(channel).check(request).await?.into_inner();
+        Ok(answer.status().as_str_name() == "SERVING")
+    };
+    let serving = |wanted: bool| {
+        run.block_on(objects::wait_for(&format!("Readiness to be {wanted} everywhere"), LIMIT, async || {
+            for probe in &probes {
+                if serves(probe, "Readiness").await? != wanted {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        }))
+    };
+    serving(true)?;
+    stage.without_loss("API server away", || {
+        cluster.kill_server()?;
         let start = Instant::now();
+        serving(false)?;
+        println!("    probes of router and lb fail {:.1} s after the server died", start.elapsed().as_secs_f32());
         while start.elapsed() < Duration::from_secs(5) {
-            let hops = outside.next_hops()?;
+            let hops = stage.outside.next_hops()?;
             ensure!(hops.values().all(|count| *count == 2), "withdrawn while the API server was away: {hops:?}");
+            for probe in &probes {
+                // What a liveness probe asks: a kubelet must not restart them.
+                ensure!(run.block_on(serves(probe, ""))?, "{probe} is not alive");
+            }
             std::thread::sleep(Duration::from_millis(200));
         }
-        Ok(())
+        cluster.restart_server()?;
+        run.block_on(cluster.ready()).map(drop)
     })?;
-    println!("    API server away: {good} rounds went well, {} did not", bad.len());
-    ensure!(bad.is_empty(), "{bad:?}");
-    tenant.cluster.restart_server()?;
-    tenant.cluster.ready().await?;
-
-    kubectl(&["delete", "gateway", "sllb-a"])?;
-    outside.expect_next_hops(0)?;
-    let gone =
-        async || Ok((tenant.list("Deployment").await?.len() == 1 && tenant.slices().await?.is_empty()).then_some(()));
-    objects::wait_for("Deployment and slices to be gone", LIMIT, gone).await?;
-    controller.stop().await
+    serving(true)?;
+    run.block_on(stage.settled(2))?;
+    stage.without_loss("API server away during a rolling update", || {
+        let patch = r#"{"spec":{"infrastructure":{"labels":{"round":"two"}}}}"#;
+        stage.kubectl(&["patch", "gateway", "sllb-a", "--type=merge", "-p", patch])?;
+        // In its middle: the first new pod is announced.
+        stage.outside.expect_next_hops(3)?;
+        cluster.kill_server()?;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(5) {
+            let hops = stage.outside.next_hops()?;
+            ensure!(hops.values().all(|count| *count >= 2), "withdrawn while the API server was away: {hops:?}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        cluster.restart_server()?;
+        run.block_on(cluster.ready())?;
+        run.block_on(objects::wait_for("the rest of the update", LIMIT, async || {
+            let pods = stage.balancers().await?;
+            let new = |pod: &Value| pod["metadata"]["labels"]["round"] == "two" && is_ready(pod);
+            Ok((pods.len() == 2 && pods.values().all(new)).then_some(()))
+        }))?;
+        run.block_on(stage.settled(2))
+    })
 }
 
-/// What the seed asks of the pod's namespace, read back.
-fn sysctls_are_set(tenant: &Tenant<'_, '_>) -> Result<()> {
-    let at = "jsonpath={.items[0].metadata.annotations.lab/namespace}";
-    let of = "gateway.networking.k8s.io/gateway-name=sllb-a";
-    let namespace = tenant.cluster.kubectl(&["-n", &tenant.namespace, "get", "pods", "-l", of, "-o", at])?;
-    for (name, wanted) in SYSCTLS.iter().chain(&MORE_SYSCTLS) {
-        let output = Command::new("ip").args(["netns", "exec", &namespace, "sysctl", "-n", name]).output()?;
-        let set = String::from_utf8_lossy(&output.stdout).replace('\t', " ");
-        ensure!(set.trim() == *wanted, "{name} is {set:?} in {namespace}, must be {wanted}");
+/// A load balancer without the way to its endpoints: told on the Gateway with pod and subnet, and nothing announced.
+fn a_pod_without_an_internal_address_is_named(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let networks = |value: &str| {
+        let patch =
+            json!({"spec": {"infrastructure": {"annotations": {"k8s.v1.cni.cncf.io/networks": value}}}}).to_string();
+        stage.kubectl(&["patch", "gateway", "sllb-a", "--type=merge", "-p", &patch])
+    };
+    networks(r#"[{"name":"vlan-100","interface":"vlan-100"}]"#)?;
+    let message =
+        run.block_on(stage.tenant.condition("Gateway", "sllb-a", "PodsAttached", "False", "AddressMissing"))?;
+    ensure!(message.contains("sllbr-sllb-a-") && message.contains("169.111.100.0/24"), "{message}");
+    run.block_on(objects::wait_for("the new pod's sessions, without a VIP", LIMIT, async || {
+        let name = message.split_whitespace().nth(1).unwrap_or_default();
+        let state = stage.tenant.get("RouterState", name).await?;
+        let up = state["spec"]["ipv4Connectivity"] == true && state["spec"]["ipv6Connectivity"] == true;
+        let vips = state["spec"]["vips"].as_array().cloned().unwrap_or_default();
+        Ok((up && vips.len() == 2 && vips.iter().all(|vip| vip["announced"] == false)).then_some(()))
+    }))?;
+    let learned = stage.outside.next_hops()?;
+    ensure!(learned.values().all(|count| *count <= 2), "{learned:?}");
+    networks(r#"[{"name":"vlan-100","interface":"vlan-100"},{"name":"macvlan-nad-1","interface":"net1"}]"#)?;
+    run.block_on(stage.settled(2))
+}
+
+fn the_end_of_a_gateway_withdraws_and_cleans(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let gateway = run.block_on(stage.tenant.get("Gateway", "sllb-a"))?;
+    stage.kubectl(&["delete", "gateway", "sllb-a"])?;
+    stage.outside.expect_next_hops(0)?;
+    run.block_on(objects::wait_for("Deployment, pods, states and slices to be gone", LIMIT, async || {
+        let tenant = &stage.tenant;
+        let deployments = tenant.list("Deployment").await?.len();
+        let (states, pods) = (tenant.list("RouterState").await?.len(), stage.balancers().await?.len());
+        Ok((deployments == 1 && tenant.slices().await?.is_empty() && states == 0 && pods == 0).then_some(()))
+    }))?;
+    // It comes back as it was.
+    let again = json!({"apiVersion": gateway["apiVersion"], "kind": "Gateway", "metadata": {"name": "sllb-a"},
+                       "spec": gateway["spec"]});
+    run.block_on(stage.tenant.put(again))?;
+    run.block_on(stage.settled(2))?;
+    stage.outside.ask(5).map(drop)
+}
+
+fn the_end_of_a_namespace_withdraws_and_cleans(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    stage.tenant.cluster.kubectl(&["delete", "namespace", &stage.tenant.namespace, "--wait=false"])?;
+    stage.outside.expect_next_hops(0)?;
+    run.block_on(objects::wait_for("the namespace to be gone", LIMIT, async || {
+        let left = stage.tenant.cluster.kubectl(&["get", "namespaces", "-o", "name"])?;
+        Ok((!left.contains(&stage.tenant.namespace)).then_some(()))
+    }))
+}
+
+/// What the seed asks of the pod's namespace, read back in each pod.
+fn sysctls_are_set(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    for (name, pod) in run.block_on(stage.balancers())? {
+        let namespace = pod["metadata"]["annotations"]["lab/namespace"].as_str().context("no namespace")?;
+        for (key, wanted) in SYSCTLS.iter().chain(&MORE_SYSCTLS) {
+            let output = Command::new("ip").args(["netns", "exec", namespace, "sysctl", "-n", key]).output()?;
+            let set = String::from_utf8_lossy(&output.stdout).replace('\t', " ");
+            ensure!(set.trim() == *wanted, "{key} is {set:?} in {name}, must be {wanted}");
+        }
     }
     Ok(())
 }

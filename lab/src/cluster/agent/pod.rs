@@ -1,18 +1,25 @@
-//! One Pod that runs: its processes, their restarts and their end, and what its status says.
+//! One Pod that runs: its processes, their restarts and their end, their readiness, and what its status says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::network::{self, Attachment};
 use super::{GATEWAY_NAME, READY};
+use crate::cluster::{API_PORT, SERVER};
 use crate::namespace::{Namespace, ip};
 use crate::process::Process;
 use crate::{Lab, Signal};
@@ -22,11 +29,31 @@ const RESTART: Duration = Duration::from_millis(500);
 /// The interface that leads to the endpoints.
 const INTERNAL: &str = "net1";
 
+/// How often a readiness probe asks, and how long it waits: a kubelet is lazier.
+const PROBE: Duration = Duration::from_millis(300);
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+/// Puts credentials where a kubelet mounts them, in a mount namespace of the container's own. `$0`: the folder that holds them.
+const MOUNT: &str = "mount -t tmpfs tmpfs /run && mkdir -p /run/martlet /run/secrets/kubernetes.io/serviceaccount && \
+                     mount --bind \"$0\" /run/secrets/kubernetes.io/serviceaccount && exec \"$@\"";
+
+/// Where a Pod runs.
+pub struct Place {
+    pub namespace: Namespace,
+    /// On the primary network.
+    pub address: Ipv4Addr,
+    pub attachments: Vec<Attachment>,
+    /// Its credentials, if it has any.
+    pub account: Option<PathBuf>,
+}
+
 /// A Pod that runs. See the module.
 pub struct Running {
     name: String,
     namespace: Namespace,
+    address: Ipv4Addr,
     attachments: Vec<Attachment>,
+    /// What its status last said of its readiness.
+    ready: bool,
     load_balancer: bool,
     has_vips: bool,
     containers: Vec<OneContainer>,
@@ -47,26 +74,60 @@ struct OneContainer {
     process: Option<Process>,
     ended: Option<Instant>,
     restarts: u32,
+    /// What its readiness probe says, if it has one.
+    probe: Option<Probe>,
+}
+
+/// A readiness probe: a task that asks.
+struct Probe {
+    ready: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Probe {
+    fn start(address: SocketAddr, service: String) -> Self {
+        let ready = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ready);
+        let task = tokio::spawn(async move {
+            loop {
+                let answer = tokio::time::timeout(PROBE_PATIENCE, serves(address, &service)).await;
+                told.store(answer.unwrap_or(false), Ordering::Relaxed);
+                tokio::time::sleep(PROBE).await;
+            }
+        });
+        Self { ready, task }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serves(address: SocketAddr, service: &str) -> bool {
+    let Ok(endpoint) = tonic::transport::Channel::from_shared(format!("http://{address}")) else { return false };
+    let Ok(channel) = endpoint.connect().await else { return false };
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(channel).check(request).await;
+    answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving)
 }
 
 impl Running {
-    pub fn new(
-        pod: &Pod,
-        namespace: Namespace,
-        dir: &Path,
-        attachments: Vec<Attachment>,
-        images: &BTreeMap<String, Vec<String>>,
-        environment: &BTreeMap<String, String>,
-    ) -> Result<Self> {
+    pub fn new(pod: &Pod, place: Place, dir: &Path, images: &BTreeMap<String, Vec<String>>) -> Result<Self> {
         let spec = pod.spec.as_ref().context("a Pod without spec")?;
-        let containers = spec.containers.iter().map(|container| prepare(pod, container, dir, images, environment));
+        let containers = spec.containers.iter().map(|container| prepare(pod, container, dir, images, &place));
+        let containers = containers.collect::<Result<_>>()?;
+        let Place { namespace, address, attachments, .. } = place;
         Ok(Self {
             name: pod.name_any(),
             namespace,
+            address,
             attachments,
+            ready: false,
             load_balancer: pod.labels().contains_key(GATEWAY_NAME),
             has_vips: pod.annotations().contains_key(super::VIPS),
-            containers: containers.collect::<Result<_>>()?,
+            containers,
             asked: None,
             told: Value::Null,
             hops: None,
@@ -86,6 +147,11 @@ impl Running {
         self.load_balancer
     }
 
+    /// Its containers and its gates are ready.
+    pub const fn is_ready(&self) -> bool {
+        self.ready
+    }
+
     /// Its end was asked for: what is sent to it now may find no way on.
     pub const fn is_ending(&self) -> bool {
         self.asked.is_some()
@@ -98,7 +164,8 @@ impl Running {
 
     /// The annotation of Multus.
     pub fn network_status(&self) -> String {
-        Value::Array(self.attachments.iter().map(Attachment::status).collect()).to_string()
+        let primary = json!({"name": "cbr0", "interface": "eth0", "ips": [self.address], "default": true, "dns": {}});
+        Value::Array([primary].into_iter().chain(self.attachments.iter().map(Attachment::status)).collect()).to_string()
     }
 
     /// Starts containers that do not run.
@@ -127,7 +194,11 @@ impl Running {
         let running =
             |container: &OneContainer| container.process.as_ref().is_some_and(|process| process.ended().is_none());
         let wanted = pod.annotations().get(READY).is_none_or(|ready| ready != "false");
-        let containers_ready = wanted && self.containers.iter().all(running);
+        let ready = |container: &OneContainer| {
+            let probed = container.probe.as_ref().is_none_or(|probe| probe.ready.load(Ordering::Relaxed));
+            wanted && running(container) && probed
+        };
+        let containers_ready = self.containers.iter().all(ready);
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let mut gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
         let open = gates.all(|gate| conditions.iter().any(|c| c.type_ == gate.condition_type && c.status == "True"));
@@ -138,13 +209,15 @@ impl Running {
             .map(|container| {
                 let state = if running(container) { "running" } else { "waiting" };
                 json!({
-                    "name": container.name, "image": container.program, "imageID": "", "ready": wanted && running(container),
+                    "name": container.name, "image": container.program, "imageID": "", "ready": ready(container),
                     "restartCount": container.restarts, "state": {state: {}},
                 })
             })
             .collect();
+        self.ready = containers_ready && open;
         let said = json!({"status": {
             "phase": "Running",
+            "podIP": self.address, "podIPs": [{"ip": self.address}],
             "conditions": [
                 condition("PodScheduled", true), condition("Initialized", true),
                 condition("ContainersReady", containers_ready), condition("Ready", containers_ready && open),
@@ -194,12 +267,12 @@ fn prepare(
     container: &Container,
     dir: &Path,
     images: &BTreeMap<String, Vec<String>>,
-    environment: &BTreeMap<String, String>,
+    place: &Place,
 ) -> Result<OneContainer> {
     let image = container.image.as_deref().unwrap_or_default();
     let known = images.get(image.split(':').next().unwrap_or_default());
     let mut words = known.with_context(|| format!("the lab has no image {image:?}"))?.iter().cloned();
-    let program = words.next().context("an image without a program")?;
+    let mut program = words.next().context("an image without a program")?;
     // What a kubelet would mount is a folder of the Pod: paths below a mount are rewritten.
     let mut mounts = BTreeMap::new();
     for mount in container.volume_mounts.iter().flatten() {
@@ -209,11 +282,13 @@ fn prepare(
     }
     let inside =
         |text: &str| mounts.iter().fold(text.to_owned(), |text, (path, folder)| text.replace(path.as_str(), folder));
-    let mut variables = environment.clone();
-    variables.insert(
-        "MARTLET_CONTROL_SOCKET".to_owned(),
-        dir.join(format!("{}.sock", container.name)).to_string_lossy().into_owned(),
-    );
+    let socket = dir.join(format!("{}.sock", container.name)).to_string_lossy().into_owned();
+    let mut variables: BTreeMap<String, String> = [
+        ("KUBERNETES_SERVICE_HOST".to_owned(), SERVER.to_string()),
+        ("KUBERNETES_SERVICE_PORT".to_owned(), API_PORT.to_string()),
+        ("MARTLET_CONTROL_SOCKET".to_owned(), socket),
+    ]
+    .into();
     for variable in container.env.iter().flatten() {
         let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
         let value = match field.map(|field| field.field_path.as_str()) {
@@ -230,13 +305,25 @@ fn prepare(
     };
     let own: Vec<_> =
         container.command.iter().chain(&container.args).flatten().map(|argument| expand(argument)).collect();
+    let mut arguments: Vec<_> = words.chain(own).collect();
+    if let Some(account) = &place.account {
+        let account = account.to_string_lossy();
+        let wrapped = ["--mount", "--propagation", "private", "sh", "-c", MOUNT, &account, &program].map(str::to_owned);
+        arguments.splice(0..0, wrapped);
+        "unshare".clone_into(&mut program);
+    }
+    let probe = container.readiness_probe.as_ref().and_then(|probe| probe.grpc.as_ref()).map(|grpc| {
+        let port = u16::try_from(grpc.port).unwrap_or_default();
+        Probe::start(SocketAddr::new(place.address.into(), port), grpc.service.clone().unwrap_or_default())
+    });
     Ok(OneContainer {
         name: container.name.clone(),
         program,
-        arguments: words.chain(own).collect(),
+        arguments,
         environment: variables,
         process: None,
         ended: None,
         restarts: 0,
+        probe,
     })
 }
