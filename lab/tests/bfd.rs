@@ -363,6 +363,31 @@ fn our_own_standstill_is_not_taken_for_the_silence_of_the_other_end() {
     ours.wait_up(&["ipv4"]).unwrap();
 }
 
+#[test]
+fn a_neighbour_that_died_while_we_stood_still_is_down_before_a_whole_detection_time_more() {
+    let lab = lab();
+    let stage = Stage::build(&lab).unwrap();
+    let frr = frr(&lab, &stage, &frr_config(&stage, &[Kind::Ipv4], 300, 5, ""));
+    let wishes = [stage.wish(Kind::Ipv4)];
+    let mut ours = start(&lab, &stage, "ours", &wishes, &[]);
+    ours.wait_up(&["ipv4"]).unwrap();
+    settle(&mut ours, &["ipv4"]);
+    ours.process.signal(Signal::Stop).unwrap();
+    // Its last packets wait in our socket, with the time of their arrival.
+    std::thread::sleep(Duration::from_millis(600));
+    frr.daemons[BFDD].signal(Signal::Stop).unwrap();
+    std::thread::sleep(Duration::from_millis(2400));
+    let woken_us = Endpoint::now_us();
+    ours.process.signal(Signal::Cont).unwrap();
+    let (at_us, why) = ours.wait_change("ipv4", woken_us, "Down").unwrap();
+    assert_eq!(why, "DetectionTimeExpired");
+    let after_ms = (at_us - woken_us) / 1000;
+    println!("  FRR stopped while we stood still: Down {after_ms} ms after we woke  negotiated: 1500 ms");
+    assert!(after_ms < 1500, "what waited in the socket was taken for fresh: {after_ms} ms");
+    frr.daemons[BFDD].signal(Signal::Cont).unwrap();
+    ours.wait_up(&["ipv4"]).unwrap();
+}
+
 fn stand_still(ours: &Endpoint, millis: u64) {
     ours.process.signal(Signal::Stop).unwrap();
     std::thread::sleep(Duration::from_millis(millis));

@@ -53,6 +53,8 @@ pub struct Wish {
     pub admin_down: bool,
     /// Echo interval.
     pub echo_ms: Option<u64>,
+    /// How often the other end may echo by way of us.
+    pub echo_rx_ms: Option<u64>,
     /// Whether the other end knows no BFD.
     pub unaffiliated: bool,
     /// Least TTL.
@@ -85,6 +87,7 @@ impl Wish {
             multiplier: 5,
             admin_down: false,
             echo_ms: None,
+            echo_rx_ms: None,
             unaffiliated: false,
             min_ttl: 255,
             auth: None,
@@ -118,6 +121,7 @@ impl Wish {
             admin_down: self.admin_down,
             auth,
             echo: self.echo_ms.map(Duration::from_millis),
+            echo_rx: self.echo_rx_ms.map(Duration::from_millis),
             unaffiliated: self.unaffiliated,
             min_ttl: self.min_ttl,
             ..SessionConfig::default()
@@ -187,7 +191,7 @@ pub enum Line {
         echoes_received: u64,
         /// The worst lateness of a turn.
         worst_lateness_us: u64,
-        /// How many turns were late, by powers of two of microseconds.
+        /// How late the turns were, by the buckets of `Lateness`.
         lateness: Vec<u64>,
         /// Packets discarded, by reason.
         discarded: BTreeMap<String, u64>,

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use martlet_router::bfd_io::Lateness;
 
 use super::{StallDetector, Who, program};
 use crate::bench::Row;
@@ -135,8 +136,10 @@ fn one(lab: &Lab, who: Who, sessions: u32, time: Duration) -> Result<Run> {
     let stalls = StallDetector::start();
     let (since_us, late_before) = (Endpoint::now_us(), lateness(&mut endpoint)?);
     let before = (cpu(&endpoint.process)?, cpu(&other)?);
+    let dropped_before = [dropped(&endpoint.process)?, dropped(&other)?];
     std::thread::sleep(time);
     let after = (cpu(&endpoint.process)?, cpu(&other)?);
+    let dropped_after = [dropped(&endpoint.process)?, dropped(&other)?];
     let stall = stalls.worst();
     let late_after = lateness(&mut endpoint)?;
     let percent = |from: Duration, to: Duration| (to.saturating_sub(from)).as_secs_f64() / time.as_secs_f64() * 100.0;
@@ -150,14 +153,16 @@ fn one(lab: &Lab, who: Who, sessions: u32, time: Duration) -> Result<Run> {
     };
     println!(
         "  {sessions:>4} sessions with {:<7}: downs {} (we) {} (they), CPU {:.1} % and {:.1} %, worst lateness < {:.1} ms, \
-         a CPU stood still for {:.1} ms",
+         a CPU stood still for {:.1} ms, full sockets dropped {} and {}",
         who.name(),
         run.our_downs,
         run.their_downs,
         run.our_cpu,
         run.their_cpu,
         run.worst_lateness_ms,
-        run.stall_ms
+        run.stall_ms,
+        dropped_after[0].saturating_sub(dropped_before[0]),
+        dropped_after[1].saturating_sub(dropped_before[1])
     );
     Ok(run)
 }
@@ -219,6 +224,25 @@ fn cpu(process: &Process) -> Result<Duration> {
     Ok(Duration::from_nanos(nanos))
 }
 
+/// Control packets that a process did not read in time: its namespace's sockets of port 3784 were full.
+fn dropped(process: &Process) -> Result<u64> {
+    let mut sum = 0;
+    for table in ["udp", "udp6"] {
+        sum += drops(&fs::read_to_string(format!("/proc/{}/net/{table}", process.pid()))?)?;
+    }
+    Ok(sum)
+}
+
+/// The last column of the sockets of port 3784 in the kernel's table.
+fn drops(table: &str) -> Result<u64> {
+    let ours = table
+        .lines()
+        .skip(1)
+        .filter(|line| line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(":0EC8")));
+    let drops = ours.filter_map(|line| line.split_whitespace().last());
+    Ok(drops.map(str::parse::<u64>).sum::<Result<_, _>>()?)
+}
+
 fn lateness(endpoint: &mut Endpoint) -> Result<Vec<u64>> {
     match endpoint.counters()? {
         Line::Counters { lateness, .. } => Ok(lateness),
@@ -226,10 +250,10 @@ fn lateness(endpoint: &mut Endpoint) -> Result<Vec<u64>> {
     }
 }
 
-/// An upper bound of the worst lateness between two readings, in milliseconds: bucket n ends at 2^n us.
+/// An upper bound of the worst lateness between two readings, in milliseconds.
 fn worst(before: &[u64], after: &[u64]) -> f64 {
     let last = before.iter().zip(after).rposition(|(before, after)| before != after).unwrap_or(0);
-    f64::powi(2.0, i32::try_from(last).unwrap_or(i32::MAX)) / 1000.0
+    Duration::from_micros(Lateness::below_us(last)).as_secs_f64() * 1000.0
 }
 
 fn as_f64(count: usize) -> f64 {
@@ -248,7 +272,15 @@ mod tests {
     }
 
     #[test]
+    fn what_full_sockets_dropped_is_read_from_the_table_of_the_kernel() {
+        let table = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+            3785: 00000000:0EC8 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 1 2 0 7\n\
+            3786: 00000000:0EC9 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 2 2 0 9\n";
+        assert_eq!(drops(table).unwrap(), 7);
+    }
+
+    #[test]
     fn the_worst_lateness_is_that_of_the_time_between_two_readings() {
-        assert!((worst(&[1, 5, 0, 9], &[1, 6, 2, 9]) - 0.004).abs() < f64::EPSILON);
+        assert!((worst(&[1, 5, 0, 9], &[1, 6, 2, 9]) - 0.002).abs() < f64::EPSILON);
     }
 }
