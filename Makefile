@@ -10,10 +10,13 @@ LAB := $(TARGET)/lab
 export MARTLET_BIN ?= $(LAB)/martlet
 export MARTLET_LAB_BIN ?= $(LAB)/martlet-lab
 
-.PHONY: help setup setup-unit build demo test test-unit lint lab-tests interop cluster sim sim-mutants test-all bench fuzz soak deny clean
+# Labs against real peers, a file a topic.
+LAB_TESTS := demo lab lb bfd bfd_clients bgp_live interop teach weakness resilience topology docs
+
+.PHONY: help setup setup-unit build demo test test-unit lint lab-tests lab containerlab images lab-images interop cluster sim sim-mutants test-all bench fuzz soak deny clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install the Debian packages that demo and tests need, check the toolchain
 	@deploy/setup.sh
@@ -27,9 +30,9 @@ build: ## the binaries that labs run (target/lab); built together, so that all s
 demo: setup build ## the main job on real input: FRR gateway, router, lb, applications in namespaces [KEEP=1]
 	@$(LAB)/martlet-lab demo $(if $(KEEP),--keep)
 
-test: setup lint test-unit lab-tests ## everything that proves correctness within its time; what CI calls
+test: setup lint test-unit lab-tests sim cluster ## everything that proves correctness within its time; what CI calls
 
-test-all: test sim cluster interop sim-mutants ## the same, and what does not gate yet: simulation, cluster suite, full interop, planted bugs
+test-all: test interop sim-mutants ## the same, and what does not fit its time: full interop, planted bugs
 
 test-unit: setup-unit ## what needs no peer and no lab
 	@$(CARGO) test --locked --workspace --exclude martlet-lab
@@ -40,14 +43,26 @@ lint: setup-unit ## format, clippy, documentation
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 lab-tests: setup build ## the demo and the labs as tests, against real peers
-	@$(CARGO) test --locked --profile lab -p martlet-lab --lib --test demo --test lab --test bfd --test interop -- --nocapture --test-threads=1
+	@$(CARGO) test --locked --profile lab -p martlet-lab --lib $(addprefix --test ,$(LAB_TESTS)) -- --nocapture --test-threads=1
 
 interop: setup build ## the whole matrix against FRR, BIRD, GoBGP, OpenBGPD, ExaBGP -> docs/interop.md
 	@$(LAB)/martlet-lab interop --output docs/interop.md
 
+lab: setup build ## a topology in namespaces, with its check [TOPO=frr-single] [ACTION=check; up: leave it up until Ctrl-C]
+	@$(LAB)/martlet-lab topology deploy/containerlab/$(or $(TOPO),frr-single) $(or $(ACTION),check)
+
+containerlab: ## the topologies with the real containerlab: deploy, check, destroy [TOPO=frr-single] [CONTAINERLAB=path]
+	@deploy/containerlab/run $(TOPO)
+
+images: ## the product's image and its SBOM, without a base image -> target/images
+	@deploy/images/build
+
+lab-images: ## the image of the labs' peers, from Debian packages, in the Docker engine
+	@deploy/images/lab
+
 cluster: setup build ## the suite on a real API server and controller-manager (needs Go >= 1.26)
 	@assets=$$(deploy/lab/kubernetes/build.sh | tail -n 1) && \
-	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked --profile lab -p martlet-lab --test cluster -- --nocapture
+	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked --profile lab -p martlet-lab --test cluster --test charts -- --nocapture
 
 sim: setup-unit build ## deterministic simulation [SEEDS=2000; 0: until stopped]
 	@$(LAB)/martlet-sim run --seeds $(or $(SEEDS),2000)
