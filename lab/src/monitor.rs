@@ -56,9 +56,7 @@ impl RouteMonitor {
     /// The stream cannot be read.
     pub fn events(&self) -> Result<Vec<RouteEvent>> {
         let text = std::fs::read_to_string(&self.path).with_context(|| format!("read {}", self.path.display()))?;
-        // The last line may be half written.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        Ok(whole.lines().filter_map(parse).collect())
+        Ok(parse_all(&text))
     }
 
     /// Waits for an event at or after `since`.
@@ -78,6 +76,13 @@ impl RouteMonitor {
             Ok(found.map_or_else(|| Seen::not_yet(format!("{:?}", events.last().map(|e| &e.route))), Seen::Yes))
         })
     }
+}
+
+/// The events of what `ip -ts -o monitor route` wrote so far.
+pub fn parse_all(text: &str) -> Vec<RouteEvent> {
+    // The last line may be half written.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().filter_map(parse).collect()
 }
 
 /// `[2026-11-21T08:28:57.123456] Deleted 20.0.0.1 via .. `

@@ -1,4 +1,8 @@
-//! How soon the gateway hears: an endpoint becomes ready, the load balancer dies. The demo's steps 3 and 10, again and again.
+//! What the router's users wait for ([`speed`]), and how soon the gateway hears that an endpoint becomes ready or that the load
+//! balancer dies: the demo's steps 3 and 10, again and again.
+
+mod bird;
+mod speed;
 
 use std::time::SystemTime;
 
@@ -26,10 +30,12 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
         ready.push(to_update);
         killed.push(to_withdrawal);
     }
-    Ok(vec![
+    let mut rows = speed::rows(options.quick)?;
+    rows.extend([
         Row::below("router: endpoint file changed -> UPDATE", "ms", GOAL_MS, ready),
         Row::below("router: lb killed -> withdrawal", "ms", GOAL_MS, killed),
-    ])
+    ]);
+    Ok(rows)
 }
 
 /// One run with a router of its own, so that no VIP is held back for flapping. Of both families, the later one.

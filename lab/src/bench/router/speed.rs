@@ -1,0 +1,395 @@
+//! How fast the router is at what its users wait for, and BIRD in its place in the same run. Every figure is taken outside of both:
+//! from the kernel's messages and from captures.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+
+use super::super::Row;
+use super::super::report::median;
+use super::bird::{Bird, Wish};
+use crate::capture::Capture;
+use crate::monitor::{RouteEvent, RouteMonitor};
+use crate::namespace::Cut;
+use crate::peer::Make;
+use crate::probe::after;
+use crate::process::Process;
+use crate::stage::{EXTERNAL, PORT, REMOTE_AS, Stage, VIPS, default_route, gateway, pod, setup, told};
+use crate::sys::Signal;
+use crate::wait::{LIMIT, Seen, until};
+use crate::wire::{Event, What};
+
+/// How many routes are programmed.
+const MANY: u32 = 100_000;
+/// For how long the idle router is watched.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Whose figures are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Martlet,
+    Bird,
+}
+
+/// The router, or BIRD in its place.
+enum Running {
+    Martlet,
+    Bird(Bird),
+}
+
+/// A stage with the gateways' BIRDs, and the one who is measured.
+struct Bench {
+    stage: Stage,
+    wish: Wish,
+    running: Option<Running>,
+}
+
+impl Bench {
+    fn new(gateways: u8, vips: &[&str], bfd: bool) -> Result<Self> {
+        let mut stage = Stage::new(gateways, vips)?;
+        let spec = if bfd {
+            "bgp: {holdTime: 9s, bfd: {switch: true, minTx: 300ms, minRx: 300ms, multiplier: 3}}"
+        } else {
+            "bgp: {holdTime: 9s}"
+        };
+        for number in 1..=gateways {
+            stage.put_router(&format!("gw-{number}"), gateway(number, false), spec)?;
+        }
+        stage.with_lb()?;
+        let vips: Vec<String> = vips.iter().map(|vip| (*vip).to_owned()).collect();
+        let bench = Self { stage, wish: Wish { gateways, vips, bfd, all: false }, running: None };
+        bench.ready(true);
+        Ok(bench)
+    }
+
+    fn ready(&self, ready: bool) {
+        let vips: Vec<(&str, bool)> = self.wish.vips.iter().map(|vip| (vip.as_str(), ready)).collect();
+        if let Some(lb) = &self.stage.lb {
+            lb.say(&vips);
+        }
+    }
+
+    fn start(&mut self, who: Who) -> Result<()> {
+        self.running = Some(match who {
+            Who::Martlet => {
+                self.stage.start_router(&[])?;
+                Running::Martlet
+            }
+            Who::Bird => Running::Bird(Bird::start(&self.stage, &self.wish)?),
+        });
+        Ok(())
+    }
+
+    fn up(&self) -> Result<()> {
+        match &self.running {
+            Some(Running::Bird(bird)) => bird.up(&self.stage, &self.wish),
+            _ => self
+                .stage
+                .until("all Up", |status| {
+                    status.peers.len() == usize::from(self.wish.gateways) && status.peers.values().all(|peer| peer.up)
+                })
+                .map(drop),
+        }
+    }
+
+    fn process(&self) -> Result<Process> {
+        match &self.running {
+            Some(Running::Bird(bird)) => Ok(bird.process.clone()),
+            _ => self.stage.router.clone().context("the router does not run"),
+        }
+    }
+
+    /// Ends who is measured, and takes all of it out of the kernel.
+    fn end(&mut self) -> Result<()> {
+        let process = self.process()?;
+        process.signal(Signal::Kill)?;
+        process.wait(LIMIT)?;
+        (self.running, self.stage.router) = (None, None);
+        self.stage.pod.run("ip", &["route", "flush", "table", "4096"])?;
+        Ok(())
+    }
+
+    fn capture(&self) -> Result<Capture> {
+        Capture::start(&self.stage.lab, &self.stage.pod, EXTERNAL, PORT, &format!("tcp port {PORT} or udp port 3784"))
+    }
+}
+
+/// All rows.
+pub fn rows(quick: bool) -> Result<Vec<Row>> {
+    let runs = if quick { 2 } else { 5 };
+    let mut rows = Vec::new();
+    let mut add = |name: &str, unit: &str, bound: f64, figures: Result<[Vec<f64>; 2]>| -> Result<()> {
+        let [ours, theirs] = figures.with_context(|| name.to_owned())?;
+        let mut row = Row::below(name, unit, bound, ours);
+        if !theirs.is_empty() {
+            row.peers.insert("bird".into(), median(&theirs));
+        }
+        rows.push(row);
+        Ok(())
+    };
+    let [start, route] = sessions(runs)?;
+    add("router: start -> Established", "ms", 20.0, Ok(start))?;
+    add("router: UPDATE -> route in the kernel", "ms", 5.0, Ok(route))?;
+    add("router: lb ready -> UPDATE", "ms", 5.0, ready(runs))?;
+    add("router: foreign deletion -> repaired", "ms", 20.0, repair(runs, quick))?;
+    add("router: BFD detection time over -> route gone", "ms", 1.0, silent(runs))?;
+    add("router: carrier lost -> route gone", "ms", 5.0, carrier(runs))?;
+    add("router: peer killed -> route gone", "ms", 2.0, killed(runs))?;
+    add("router: 100 000 routes into the kernel", "s", 0.45, many(runs.min(3)))?;
+    let [memory, processor] = idle()?;
+    add("router: memory, 4 peers, 100 VIPs", "MB", 50.0, Ok(memory))?;
+    add("router: CPU a second when idle, 4 peers, 100 VIPs", "ms", 10.0, Ok(processor))?;
+    Ok(rows)
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// One after the other, by turns: both have the same weather.
+fn by_turns(runs: usize, mut one: impl FnMut(Who) -> Result<f64>) -> Result<[Vec<f64>; 2]> {
+    let mut figures = [Vec::new(), Vec::new()];
+    for _ in 0..runs {
+        for (who, into) in [Who::Martlet, Who::Bird].into_iter().zip(&mut figures) {
+            into.push(one(who)?);
+        }
+    }
+    Ok(figures)
+}
+
+fn is_default(event: &RouteEvent) -> bool {
+    event.route.starts_with("default") && event.route.contains("table 4096") && !event.route.contains("blackhole")
+}
+
+/// The start until the session, with a gateway that listens; and from the gateway's UPDATE to the route.
+fn sessions(runs: usize) -> Result<[[Vec<f64>; 2]; 2]> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    let _gateway = bench.stage.peer(1, Make::Bird, &setup(1, false))?;
+    let mut capture = bench.capture()?;
+    let routes = RouteMonitor::start(&bench.stage.lab, &bench.stage.pod)?;
+    let mut to_route = [Vec::new(), Vec::new()];
+    let start = by_turns(runs, |who| {
+        let start = SystemTime::now();
+        bench.start(who)?;
+        let mut last = start;
+        for from in [pod(false), gateway(1, false)] {
+            let is = |event: &Event| event.what == What::Keepalive && event.source == from;
+            last = last.max(capture.wait("a KEEPALIVE that answers an OPEN", start, 2 * LIMIT, is)?.at);
+        }
+        let update = capture.wait("the default route", start, LIMIT, announces_default)?;
+        let route = routes.wait("the route", update.at, LIMIT, |event| !event.deleted && is_default(event))?;
+        to_route[usize::from(who == Who::Bird)].push(millis(after(update.at, route.at)));
+        bench.end()?;
+        Ok(millis(after(start, last)))
+    })?;
+    Ok([start, to_route])
+}
+
+fn announces_default(event: &Event) -> bool {
+    matches!(&event.what, What::Update { announced, .. } if announced.contains(&default_route(false)))
+}
+
+/// The word of the load balancer until the UPDATE; of BIRD: `birdc configure`, which its frontend calls then.
+fn ready(runs: usize) -> Result<[Vec<f64>; 2]> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    let far = bench.stage.peer(1, Make::Bird, &setup(1, false))?;
+    let mut capture = bench.capture()?;
+    let vip = VIPS[0].parse::<std::net::IpAddr>()?.into();
+    by_turns(runs, |who| {
+        bench.ready(false);
+        let with = bench.wish.clone();
+        bench.wish.vips.clear();
+        bench.start(who)?;
+        bench.up()?;
+        bench.wish = with;
+        told(&*far, &[])?;
+        let start = SystemTime::now();
+        match &bench.running {
+            Some(Running::Bird(bird)) => bird.configure(&bench.stage, &bench.wish)?,
+            _ => bench.ready(true),
+        }
+        let update = capture.wait(
+            "the VIP",
+            start,
+            LIMIT,
+            |event| matches!(&event.what, What::Update { announced, .. } if announced.contains(&vip)),
+        )?;
+        bench.end()?;
+        Ok(millis(after(start, update.at)))
+    })
+}
+
+/// BIRD looks every 60 s: one run of it is enough, and none in a hurry.
+fn repair(runs: usize, quick: bool) -> Result<[Vec<f64>; 2]> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    let _far = bench.stage.peer(1, Make::Bird, &setup(1, false))?;
+    let routes = RouteMonitor::start(&bench.stage.lab, &bench.stage.pod)?;
+    let mut figures = [Vec::new(), Vec::new()];
+    for (who, runs) in [(Who::Martlet, runs), (Who::Bird, usize::from(!quick))] {
+        if runs == 0 {
+            continue;
+        }
+        bench.start(who)?;
+        bench.up()?;
+        bench.stage.until_hops(false, &[gateway(1, false)])?;
+        for _ in 0..runs {
+            std::thread::sleep(Duration::from_millis(300));
+            let start = SystemTime::now();
+            let metric: &[&str] = if who == Who::Martlet { &["metric", "20"] } else { &[] };
+            bench.stage.pod.output("ip", &[&["route", "del", "default", "table", "4096"], metric].concat())?;
+            let gone = routes.wait("the deletion", start, LIMIT, |event| event.deleted && is_default(event))?;
+            let back = routes.wait("the repair", gone.at, 3 * LIMIT, |event| !event.deleted && is_default(event))?;
+            figures[usize::from(who == Who::Bird)].push(millis(after(gone.at, back.at)));
+        }
+        bench.end()?;
+    }
+    Ok(figures)
+}
+
+/// The path falls silent: from the end of the detection time (counted from the last packet that came) until the route is gone.
+fn silent(runs: usize) -> Result<[Vec<f64>; 2]> {
+    let mut bench = Bench::new(1, &[VIPS[0]], true)?;
+    let far = crate::peer::Setup { bfd: true, ..setup(1, false) };
+    let _far = bench.stage.peer(1, Make::Bird, &far)?;
+    let mut capture = bench.capture()?;
+    let routes = RouteMonitor::start(&bench.stage.lab, &bench.stage.pod)?;
+    by_turns(runs, |who| {
+        bench.start(who)?;
+        bench.up()?;
+        bench.stage.until_hops(false, &[gateway(1, false)])?;
+        std::thread::sleep(Duration::from_secs(1));
+        let start = SystemTime::now();
+        bench.stage.fabric.cut("gateway-1", Cut::Silent)?;
+        let gone = routes.wait("the end of the route", start, LIMIT, |event| event.deleted && is_default(event))?;
+        let heard = |event: &&Event| matches!(event.what, What::Bfd(3)) && event.source == gateway(1, false);
+        let last = capture.events()?.iter().filter(heard).map(|event| event.at).max().context("no BFD was seen")?;
+        bench.stage.fabric.mend("gateway-1")?;
+        bench.end()?;
+        // The neighbour's multiplier times the greater of both intervals.
+        Ok(millis(after(last, gone.at)) - 900.0)
+    })
+}
+
+fn carrier(runs: usize) -> Result<[Vec<f64>; 2]> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    let _far = bench.stage.peer(1, Make::Bird, &setup(1, false))?;
+    let routes = RouteMonitor::start(&bench.stage.lab, &bench.stage.pod)?;
+    by_turns(runs, |who| {
+        bench.start(who)?;
+        bench.up()?;
+        bench.stage.until_hops(false, &[gateway(1, false)])?;
+        let start = SystemTime::now();
+        bench.stage.fabric.cut("pod", Cut::Carrier)?;
+        let gone = routes.wait("the end of the route", start, LIMIT, |event| event.deleted && is_default(event))?;
+        bench.stage.fabric.mend("pod")?;
+        bench.end()?;
+        Ok(millis(after(start, gone.at)))
+    })
+}
+
+fn killed(runs: usize) -> Result<[Vec<f64>; 2]> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    let mut capture = bench.capture()?;
+    let routes = RouteMonitor::start(&bench.stage.lab, &bench.stage.pod)?;
+    by_turns(runs, |who| {
+        let far = bench.stage.peer(1, Make::Bird, &setup(1, false))?;
+        bench.start(who)?;
+        bench.up()?;
+        bench.stage.until_hops(false, &[gateway(1, false)])?;
+        let start = SystemTime::now();
+        for process in far.processes() {
+            process.signal(Signal::Kill)?;
+        }
+        let is_end = |event: &Event| event.what == What::Closed && event.source == gateway(1, false);
+        let end = capture.wait("the end of the connection", start, LIMIT, is_end)?;
+        let gone = routes.wait("the end of the route", start, LIMIT, |event| event.deleted && is_default(event))?;
+        bench.end()?;
+        Ok(millis(after(end.at, gone.at)))
+    })
+}
+
+/// A BIRD gateway with many routes; from the first that the kernel tells of to the last.
+fn many(runs: usize) -> Result<[Vec<f64>; 2]> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    bench.wish.all = true;
+    let dir = bench.stage.lab.dir().join("many");
+    fs::create_dir_all(&dir)?;
+    let mut text = format!(
+        "router id 10.1.0.11;\nprotocol device {{}}\nprotocol bgp P {{ local {} port {PORT} as {REMOTE_AS}; neighbor {} port \
+         {PORT} as {}; error wait time 1,2; connect delay time 1; connect retry time 1; hold time 90; ipv4 {{ import all; \
+         export where source = RTS_STATIC; next hop self; }}; }}\nprotocol static {{ ipv4;\n",
+        gateway(1, false),
+        pod(false),
+        crate::stage::LOCAL_AS,
+    );
+    for number in 0..MANY {
+        // Writing to a String never fails.
+        let _ =
+            writeln!(text, "route {}.{}.{}.0/24 blackhole;", 100 + (number >> 16), (number >> 8) & 255, number & 255);
+    }
+    text.push_str("}\n");
+    fs::write(dir.join("bird.conf"), text)?;
+    let mut command = Command::new("bird");
+    command.args(["-f", "-c"]).arg(dir.join("bird.conf")).arg("-s").arg(dir.join("ctl")).arg("-P").arg(dir.join("pid"));
+    let gateway = bench.stage.gateways.first().context("there is no gateway")?;
+    bench.stage.lab.spawn("many", Some(gateway), command)?;
+    by_turns(runs, |who| {
+        let path = dir.join("events");
+        let mut command = Command::new("ip");
+        command.args(["-rcvbuf", "134217728", "-ts", "-o", "-4", "monitor", "route"]).env("TZ", "UTC");
+        let monitor = bench.stage.lab.spawn_into("many-routes", &bench.stage.pod, command, &path)?;
+        std::thread::sleep(Duration::from_millis(200));
+        bench.start(who)?;
+        until("100 000 routes", 4 * LIMIT, || {
+            let seen = fs::read(&path)?.iter().filter(|octet| **octet == b'\n').count();
+            Ok(if seen >= usize::try_from(MANY)? { Seen::Yes(()) } else { Seen::not_yet(seen.to_string()) })
+        })?;
+        let events = crate::monitor::parse_all(&fs::read_to_string(&path)?);
+        let times: Vec<SystemTime> = events
+            .iter()
+            .filter(|event| !event.deleted && event.route.contains(".0/24"))
+            .map(|event| event.at)
+            .collect();
+        monitor.signal(Signal::Kill)?;
+        bench.end()?;
+        let (first, last) = times.iter().min().zip(times.iter().max()).context("no route was seen")?;
+        Ok(after(*first, *last).as_secs_f64())
+    })
+}
+
+/// Memory in MB and CPU in ms a second.
+fn idle() -> Result<[[Vec<f64>; 2]; 2]> {
+    let vips: Vec<String> = (1..=100).map(|number| format!("20.0.1.{number}")).collect();
+    let mut bench = Bench::new(4, &vips.iter().map(String::as_str).collect::<Vec<_>>(), true)?;
+    let far = |number| crate::peer::Setup { bfd: true, ..setup(number, false) };
+    let _far: Vec<_> =
+        (1..=4).map(|number| bench.stage.peer(number, Make::Bird, &far(number))).collect::<Result<_>>()?;
+    let (mut memory, mut processor) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for (who, index) in [(Who::Martlet, 0), (Who::Bird, 1)] {
+        bench.start(who)?;
+        bench.up()?;
+        std::thread::sleep(Duration::from_secs(2));
+        let pid = bench.process()?.pid();
+        let before = ticks(pid)?;
+        std::thread::sleep(IDLE);
+        // A tick is 10 ms.
+        processor[index].push((ticks(pid)? - before) * 10.0 / IDLE.as_secs_f64());
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib: f64 = resident.trim().trim_end_matches("kB").trim().parse()?;
+        memory[index].push(kib / 1024.0);
+        bench.end()?;
+    }
+    Ok([memory, processor])
+}
+
+/// The CPU time of a process, in ticks.
+fn ticks(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let field = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok());
+    Ok(field(11).zip(field(12)).map(|(user, system)| user + system).context("/proc/<pid>/stat")?)
+}
