@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kube::Client;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::objects::{Kind, Objects};
@@ -20,8 +20,8 @@ mod shelf;
 pub mod state;
 
 pub use cluster::cluster;
-pub use folder::folder;
 pub(crate) use folder::read as read_folder;
+pub use folder::{folder, folder_on_demand};
 pub(crate) use shelf::FILE;
 pub use shelf::Shelf;
 
@@ -32,6 +32,8 @@ pub struct Source {
     pub objects: watch::Receiver<Arc<Objects>>,
     /// It ends when all receivers are gone.
     pub task: JoinHandle<()>,
+    /// Has the folder read again, if it is one.
+    pub again: Option<mpsc::Sender<()>>,
     /// The cluster that it watches, if it is one.
     pub cluster: Option<Cluster>,
 }
@@ -52,14 +54,14 @@ impl std::fmt::Debug for Cluster {
 /// There is no folder, and no way to a cluster.
 pub async fn open(folder: Option<PathBuf>, namespace: &str, kinds: &BTreeSet<Kind>) -> Result<Source, String> {
     if let Some(folder) = folder {
-        let (objects, task) = self::folder(folder, namespace);
-        return Ok(Source { objects, task, cluster: None });
+        let (objects, task, again) = folder_on_demand(folder, namespace);
+        return Ok(Source { objects, task, again: Some(again), cluster: None });
     }
     let client = Client::try_default().await.map_err(|error| {
         format!("no folder of objects was named, and there is no cluster: neither a ServiceAccount nor a kubeconfig: {error}")
     })?;
     let (objects, task) = cluster(&client, namespace, kinds);
-    Ok(Source { objects, task, cluster: Some(Cluster(client)) })
+    Ok(Source { objects, task, again: None, cluster: Some(Cluster(client)) })
 }
 
 /// New conditions, one line each, and that one is gone.

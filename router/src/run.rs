@@ -41,7 +41,8 @@ pub async fn run(options: Options) -> Result<()> {
     let seed = RandomState::new().build_hasher().finish();
     let (sender, received) = mpsc::channel(8);
     let detail = log::detail();
-    signals::watch(&sender, options.config_dir.clone(), &detail).context("cannot catch signals")?;
+    let again = signals::Again::default();
+    signals::watch(&sender, &again, &detail).context("cannot catch signals")?;
     let (asker, questions) = Asker::new();
     let ring = Ring::default();
     let (vital, vitals) = watch::channel(Vital::default());
@@ -49,6 +50,9 @@ pub async fn run(options: Options) -> Result<()> {
     let kinds = KINDS.into();
     let source = source::open(options.config_dir.clone(), &options.namespace, &kinds);
     let source = source.await.map_err(|error| anyhow!("--config-dir: {error}"))?;
+    if let Some(folder) = source.again {
+        again.get_or_init(|| folder);
+    }
     let news = state::tell(source.cluster, asker, &options);
     let world = World {
         net: KernelNet::new(),

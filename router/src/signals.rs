@@ -1,7 +1,7 @@
 //! Signals: TERM and INT end the router, HUP reads the folder again, USR1 and USR2 log more and less.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -10,27 +10,26 @@ use tracing::{info, warn};
 use crate::driver::Signal;
 use crate::log::Detail;
 
+/// Has the folder read again, once there is one; empty where objects come from a cluster.
+pub type Again = Arc<OnceLock<mpsc::Sender<()>>>;
+
 /// Catches signals from now on. To be called in a tokio runtime.
 ///
 /// # Errors
 /// When a signal cannot be caught.
-pub fn watch(signals: &mpsc::Sender<Signal>, folder: Option<PathBuf>, detail: &Detail) -> io::Result<()> {
+pub fn watch(signals: &mpsc::Sender<Signal>, again: &Again, detail: &Detail) -> io::Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let signals = signals.clone();
         // Full: it has been told.
         on(kind, move || !matches!(signals.try_send(Signal::Stop), Err(TrySendError::Closed(_))))?;
     }
+    let again = Arc::clone(again);
     on(SignalKind::hangup(), move || {
-        let Some(folder) = &folder else {
-            info!(kind = "router", "SIGHUP: nothing to do, a cluster tells its changes");
-            return true;
-        };
-        match ask_again(folder) {
-            Ok(()) => info!(kind = "router", folder = %folder.display(), "SIGHUP: the folder is read again"),
-            Err(error) => {
-                let folder = folder.display();
-                warn!(kind = "router", %folder, %error, "SIGHUP: cannot have it read again; its own changes are seen");
-            }
+        match again.get().map(|folder| folder.try_send(())) {
+            None => info!(kind = "router", "SIGHUP: nothing to do, a cluster tells its changes"),
+            Some(Err(TrySendError::Closed(()))) => warn!(kind = "router", "SIGHUP: nobody reads the folder any more"),
+            // Full: it is about to be read.
+            Some(_) => info!(kind = "router", "SIGHUP: the folder is read again"),
         }
         true
     })?;
@@ -61,15 +60,8 @@ fn on(kind: SignalKind, act: impl Fn() -> bool + Send + 'static) -> io::Result<(
     Ok(())
 }
 
-/// Has `folder` read again by whoever watches it: setting its own mode anew is a change of its attributes, and nothing else.
-/// What stands behind links is not watched, and is read with it. A folder that cannot be watched is read every second anyway.
-fn ask_again(folder: &Path) -> io::Result<()> {
-    std::fs::set_permissions(folder, std::fs::metadata(folder)?.permissions())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -91,10 +83,10 @@ spec: {gatewayClassName: martlet, listeners: []}
         std::fs::create_dir_all(&elsewhere).unwrap();
         std::fs::write(elsewhere.join("gateway.yaml"), "").unwrap();
         std::os::unix::fs::symlink(elsewhere.join("gateway.yaml"), folder.join("gateway.yaml")).unwrap();
-        let (mut objects, _source) = martlet_api::source::folder(folder.clone(), "default");
+        let (mut objects, _source, again) = martlet_api::source::folder_on_demand(folder.clone(), "default");
         let before = Arc::clone(&objects.borrow_and_update());
         std::fs::write(elsewhere.join("gateway.yaml"), GATEWAY).unwrap();
-        ask_again(&folder).unwrap();
+        again.try_send(()).unwrap();
         tokio::time::timeout(GENEROUS, objects.changed()).await.expect("a new reading").unwrap();
         assert_ne!(**objects.borrow(), *before);
         std::fs::remove_dir_all(&base).unwrap();
@@ -105,10 +97,14 @@ spec: {gatewayClassName: martlet, listeners: []}
         let (signals, _received) = mpsc::channel(1);
         let (told, mut filters) = mpsc::unbounded_channel();
         let detail = Detail::new("info", move |filter: &str| told.send(filter.to_owned()).map_err(|e| e.to_string()));
-        watch(&signals, Some(std::env::temp_dir()), &detail).unwrap();
+        let (folder, mut asked) = mpsc::channel(1);
+        watch(&signals, &Arc::new(OnceLock::from(folder)), &detail).unwrap();
         let own = std::process::id().to_string();
         for (name, filter) in [("-HUP", None), ("-USR1", Some("debug")), ("-USR2", Some("info"))] {
             assert!(std::process::Command::new("kill").args([name, &own]).status().unwrap().success());
+            if name == "-HUP" {
+                tokio::time::timeout(GENEROUS, asked.recv()).await.expect("the folder is asked for");
+            }
             if let Some(filter) = filter {
                 let said = tokio::time::timeout(GENEROUS, filters.recv()).await.expect("a level");
                 assert_eq!(said.as_deref(), Some(filter));

@@ -35,6 +35,16 @@ const MAX_FILES: usize = 10_000;
 /// The folder is read once before this returns, so that the first value is already there. Ends when all receivers are gone.
 /// To be called in a tokio runtime.
 pub fn folder(dir: PathBuf, namespace: &str) -> (watch::Receiver<Arc<Objects>>, JoinHandle<()>) {
+    let (objects, task, _again) = folder_on_demand(dir, namespace);
+    (objects, task)
+}
+
+/// As [`folder`], with a way to have it read again without a change: what stands behind links is not watched, and a folder on a
+/// read-only mount cannot be touched.
+pub fn folder_on_demand(
+    dir: PathBuf,
+    namespace: &str,
+) -> (watch::Receiver<Arc<Objects>>, JoinHandle<()>, mpsc::Sender<()>) {
     let (told, events) = mpsc::channel(1);
     // Watched before it is read: a change in between is seen.
     let eye = Eye::open(&dir, &told);
@@ -43,8 +53,9 @@ pub fn folder(dir: PathBuf, namespace: &str) -> (watch::Receiver<Arc<Objects>>, 
     read(&dir, &mut shelf);
     super::tell(&Objects::default(), shelf.objects());
     let (sender, receiver) = watch::channel(Arc::new(shelf.objects().clone()));
+    let again = told.clone();
     let task = tokio::spawn(run(dir, shelf, eye, told, events, sender));
-    (receiver, task)
+    (receiver, task, again)
 }
 
 /// The watch on a folder, and which folder it is: another one may be put in its place.
