@@ -137,7 +137,7 @@ async fn look(client: Client, mut doubts: mpsc::Receiver<()>, told: watch::Sende
         let fault = match tokio::time::timeout(LOOK_PATIENCE, client.apiserver_version()).await {
             Err(_) => Some(format!("no answer within {} s", LOOK_PATIENCE.as_secs())),
             // Whatever it says: it is there.
-            Ok(Ok(_)) | Ok(Err(kube::Error::Api(_))) => None,
+            Ok(Ok(_) | Err(kube::Error::Api(_))) => None,
             Ok(Err(error)) => Some(error.to_string()),
         };
         match (&*told.borrow(), &fault) {

@@ -354,21 +354,19 @@ fn a_rolling_update_loses_nothing(stage: &Stage<'_, '_>, run: &Handle) -> Result
 /// The server dies in the middle of a rolling update: nothing is withdrawn, packets go on, probes fail; then it goes on.
 fn while_the_api_server_is_away_everything_goes_on(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
     let cluster = stage.tenant.cluster;
-    let pods = run.block_on(stage.balancers())?;
+    let old = run.block_on(stage.balancers())?;
     let address = |pod: &Value, port: u16| -> Result<SocketAddr> {
         Ok(SocketAddr::new(pod["status"]["podIP"].as_str().context("no podIP")?.parse()?, port))
     };
-    let probes: Vec<_> =
-        pods.values().flat_map(|pod| [address(pod, 2225), address(pod, 2227)]).collect::<Result<_>>()?;
     let serves = async |probe: &SocketAddr, service: &str| -> Result<bool> {
         let channel = tonic::transport::Channel::from_shared(format!("http://{probe}"))?.connect().await?;
         let request = HealthCheckRequest { service: service.to_owned() };
         let answer = HealthClient::new(channel).check(request).await?.into_inner();
         Ok(answer.status().as_str_name() == "SERVING")
     };
-    let serving = |wanted: bool| {
-        run.block_on(objects::wait_for(&format!("Readiness to be {wanted} everywhere"), LIMIT, async || {
-            for probe in &probes {
+    let serving = |probes: &[SocketAddr], wanted: bool| {
+        run.block_on(objects::wait_for(&format!("Readiness to be {wanted} of both containers"), LIMIT, async || {
+            for probe in probes {
                 if serves(probe, "Readiness").await? != wanted {
                     return Ok(None);
                 }
@@ -376,15 +374,23 @@ fn while_the_api_server_is_away_everything_goes_on(stage: &Stage<'_, '_>, run: &
             Ok(Some(()))
         }))
     };
-    serving(true)?;
-    stage.without_loss("API server away", || {
+    stage.without_loss("API server away during a rolling update", || {
+        let patch = r#"{"spec":{"infrastructure":{"labels":{"round":"two"}}}}"#;
+        stage.kubectl(&["patch", "gateway", "sllb-a", "--type=merge", "-p", patch])?;
+        // In its middle: the first new pod is announced.
+        stage.outside.expect_next_hops(3)?;
+        let pods = run.block_on(stage.balancers())?;
+        // An old one may be on its way out already.
+        let new = pods.iter().find(|(name, _)| !old.contains_key(*name)).context("no new pod")?.1;
+        let probes = [address(new, 2225)?, address(new, 2227)?];
+        serving(&probes, true)?;
         cluster.kill_server()?;
         let start = Instant::now();
-        serving(false)?;
+        serving(&probes, false)?;
         println!("    probes of router and lb fail {:.1} s after the server died", start.elapsed().as_secs_f32());
         while start.elapsed() < Duration::from_secs(5) {
             let hops = stage.outside.next_hops()?;
-            ensure!(hops.values().all(|count| *count == 2), "withdrawn while the API server was away: {hops:?}");
+            ensure!(hops.values().all(|count| *count >= 2), "withdrawn while the API server was away: {hops:?}");
             for probe in &probes {
                 // What a liveness probe asks: a kubelet must not restart them.
                 ensure!(run.block_on(serves(probe, ""))?, "{probe} is not alive");
@@ -392,25 +398,10 @@ fn while_the_api_server_is_away_everything_goes_on(stage: &Stage<'_, '_>, run: &
             std::thread::sleep(Duration::from_millis(200));
         }
         cluster.restart_server()?;
-        run.block_on(cluster.ready()).map(drop)
-    })?;
-    serving(true)?;
-    run.block_on(stage.settled(2))?;
-    stage.without_loss("API server away during a rolling update", || {
-        let patch = r#"{"spec":{"infrastructure":{"labels":{"round":"two"}}}}"#;
-        stage.kubectl(&["patch", "gateway", "sllb-a", "--type=merge", "-p", patch])?;
-        // In its middle: the first new pod is announced.
-        stage.outside.expect_next_hops(3)?;
-        cluster.kill_server()?;
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(5) {
-            let hops = stage.outside.next_hops()?;
-            ensure!(hops.values().all(|count| *count >= 2), "withdrawn while the API server was away: {hops:?}");
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        cluster.restart_server()?;
         run.block_on(cluster.ready())?;
-        run.block_on(objects::wait_for("the rest of the update", LIMIT, async || {
+        serving(&probes, true)?;
+        // kube-controller-manager backs off: it may take its time.
+        run.block_on(objects::wait_for("the rest of the update", 2 * LIMIT, async || {
             let pods = stage.balancers().await?;
             let new = |pod: &Value| pod["metadata"]["labels"]["round"] == "two" && is_ready(pod);
             Ok((pods.len() == 2 && pods.values().all(new)).then_some(()))
