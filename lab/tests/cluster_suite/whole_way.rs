@@ -60,11 +60,13 @@ fn the_example_becomes_pods_that_serve(stage: &Stage<'_, '_>, run: &Handle) -> R
 
 fn routers_tell_their_sessions_and_open_the_gates(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
     run.block_on(async {
-        let columns =
-            async || Ok(stage.kubectl(&["get", "gatewayrouters"])?.matches("2/2 Established").nth(1).map(drop));
-        objects::wait_for("the sessions of both families in the columns", LIMIT, columns).await?;
-        let wide = stage.kubectl(&["get", "gatewayrouters", "-o", "wide"])?;
-        ensure!(wide.matches("2/2 Up").count() == 2, "{wide}");
+        objects::wait_for("the sessions of both families in the columns", LIMIT, async || {
+            let shown = stage.kubectl(&["get", "gatewayrouters", "-o", "wide"])?;
+            let all = shown.matches("2/2 Established").count() == 2 && shown.matches("2/2 Up").count() == 2;
+            ensure!(all, "{shown}");
+            Ok(Some(()))
+        })
+        .await?;
         for (name, pod) in stage.balancers().await? {
             let state = stage.tenant.get("RouterState", &name).await?;
             let owner = &state["metadata"]["ownerReferences"][0];
