@@ -150,17 +150,13 @@ impl Stage<'_, '_> {
             let process = self.start(namespace, name, pod)?;
             self.running.insert(key, process);
             let status = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
-            self.kubectl(&[
-                "-n",
-                namespace,
-                "patch",
-                "pod",
-                name,
-                "--subresource=status",
-                "--type=merge",
-                "-p",
-                &status.to_string(),
-            ])?;
+            let status = status.to_string();
+            let patch = ["-n", namespace, "patch", "pod", name, "--subresource=status", "--type=merge", "-p", &status];
+            match self.kubectl(&patch) {
+                // Deleted since the list was made: the next look ends it.
+                Err(error) if error.to_string().contains("(NotFound)") => {}
+                result => drop(result?),
+            }
         }
         let gone: Vec<_> =
             self.running.keys().filter(|key| key.0 == namespace && !there.contains(*key)).cloned().collect();
