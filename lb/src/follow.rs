@@ -24,7 +24,7 @@ use crate::offload::{Engine, MOST_ELEMENTS, Offload, offload};
 use crate::queue::Queues;
 use crate::readiness::Server;
 use crate::ready::{Facts, meanwhile, partially_served, readiness};
-use crate::rules::{self, NFT_TABLE, Steer, nftables};
+use crate::rules::{self, NFT_TABLE, Steer, nftables, steps};
 use crate::status::Status;
 use crate::targets::{Hop, Marks, Settings, Targets, targets};
 use crate::translate;
@@ -139,7 +139,7 @@ impl Follower {
             diff(&self.state.have, &want).into_iter().partition(|change| matches!(change, Change::Remove(_)));
         self.apply(&additions).await;
         let turn = self.queues.swap(Arc::clone(&self.state.targets.tables));
-        self.apply_nftables();
+        self.apply_nftables().await;
         self.tell();
         self.resolve(&new_hops).await;
         if objects.synced && !removals.is_empty() {
@@ -351,8 +351,8 @@ impl Follower {
         }
     }
 
-    fn apply_nftables(&mut self) {
-        let kernel_defragments = self.settings.policy.fragments == FragmentMode::Kernel;
+    async fn apply_nftables(&mut self) {
+        let defragment = self.settings.policy.fragments == FragmentMode::Kernel;
         let (offload, why) = self.offload();
         if why != self.state.engine {
             tracing::info!(engine = why, "packets to VIPs");
@@ -363,21 +363,40 @@ impl Follower {
             Some(offload) if self.engine == Engine::Queue => Steer::QueueOr(offload),
             Some(offload) => Steer::Kernel(offload),
         };
-        let defragment = kernel_defragments || matches!(steer, Steer::Kernel(_));
         let replies = self.state.view.as_ref().map(translate::replies).unwrap_or_default();
-        let table = nftables(&self.state.targets.vips, &replies, self.queue, defragment, steer);
+        let vips = &self.state.targets.vips;
+        let table = nftables(vips, &replies, self.queue, defragment, steer);
         if self.state.table.as_ref() == Some(&table) {
             return;
         }
-        match self.nft.apply(&table, self.state.table.as_ref()) {
-            Ok(()) => self.state.table = Some(table),
-            Err(error) => {
-                tracing::error!(%error, "nftables does not follow");
-                self.state.table = None;
-                let reason = format!("nftables: {error}");
-                self.state.facts.blocked = Family::ALL.into_iter().map(|family| (family, reason.clone())).collect();
+        let plain = nftables(vips, &replies, self.queue, defragment, Steer::Queue);
+        let mut steps = steps(self.state.table.as_ref(), table, plain).into_iter().peekable();
+        while let Some(table) = steps.next() {
+            match self.nft.apply(&table, self.state.table.as_ref()) {
+                Ok(()) => self.state.table = Some(table),
+                Err(error) => {
+                    tracing::error!(%error, "nftables does not follow");
+                    self.state.table = None;
+                    let reason = format!("nftables: {error}");
+                    self.state.facts.blocked = Family::ALL.into_iter().map(|family| (family, reason.clone())).collect();
+                    return;
+                }
+            }
+            if steps.peek().is_some() {
+                self.give_sign_of_life().await;
             }
         }
+    }
+
+    /// In the midst of long work: asks the threads, and tells the router again, so that nobody takes us for dead.
+    async fn give_sign_of_life(&mut self) {
+        let turn = self.queues.poke();
+        let answered = tokio::time::timeout(LETTING_GO, self.queues.answered(turn)).await.is_ok();
+        if answered && let (true, Some(last)) = (self.state.alive, self.server.last().cloned()) {
+            self.server.publish(&last);
+        }
+        // The connections are served by tasks of this very thread.
+        tokio::task::yield_now().await;
     }
 
     /// What the kernel engine is to do, and in words who decides and why.

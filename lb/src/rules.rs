@@ -195,5 +195,40 @@ pub fn nftables(vips: &BTreeSet<IpNet>, replies: &Replies, queue: Queue, defragm
     table.chain("prerouting", Chain { hook, rules: first })
 }
 
+/// Slots that one batch may load: some tenths of a second, in which nothing else is done.
+const SLOTS_AT_ONCE: usize = 150_000;
+
+/// The tables to apply one after the other, the last being `to`. Where there is much to load, one map at a time: whoever applies
+/// them can give signs of life in between. If `from` cannot simply grow, `plain` comes first, with which all goes to the queue.
+pub fn steps(from: Option<&Table>, to: Table, plain: Table) -> Vec<Table> {
+    let mut steps = Vec::new();
+    let grown = from.filter(|from| grows(from, &to));
+    let slots = |set: &Set| if let Set::Marks(marks) = set { marks.len() } else { 0 };
+    let has = |name: &String| grown.is_some_and(|from| from.sets.contains_key(name));
+    let missing: Vec<(&String, &Set)> = to.sets.iter().filter(|(name, set)| slots(set) > 0 && !has(name)).collect();
+    if missing.iter().map(|(_, set)| slots(set)).sum::<usize>() > SLOTS_AT_ONCE {
+        let mut now = grown.cloned().unwrap_or_else(|| {
+            steps.push(plain.clone());
+            plain
+        });
+        for (name, set) in missing {
+            now.sets.insert(name.clone(), set.clone());
+            steps.push(now.clone());
+        }
+    }
+    steps.push(to);
+    steps
+}
+
+/// Whether everything of `from` is in `to`, in the same shape.
+fn grows(from: &Table, to: &Table) -> bool {
+    let same = |old: &Set, new: &Set| match (old, new) {
+        (Set::Marks(old), Set::Marks(new)) => old.len() == new.len(),
+        (old, new) => std::mem::discriminant(old) == std::mem::discriminant(new),
+    };
+    from.sets.iter().all(|(name, set)| to.sets.get(name).is_some_and(|new| same(set, new)))
+        && from.chains.iter().all(|(name, chain)| to.chains.get(name).is_some_and(|new| new.hook == chain.hook))
+}
+
 #[cfg(test)]
 mod tests;

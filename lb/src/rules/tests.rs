@@ -126,3 +126,19 @@ fn each_vip_is_in_the_set_of_its_family() {
     assert_eq!(table.sets["vips-6"], set(Family::Ipv6, "2000::1"));
     assert!(table.chains["prerouting"].rules.iter().all(|rule| rule.0.last() == Some(&Expression::Queue(queue))));
 }
+
+#[test]
+fn large_maps_are_loaded_one_at_a_time_behind_the_queue() {
+    let plain = Table::new("t").set("vips", Set::Counted([1].into()));
+    let slots = || Set::Marks(vec![5000; 65_537].into());
+    let with = |maps: u32| (0..maps).fold(plain.clone(), |table, map| table.set(&format!("slots-{map}"), slots()));
+    let counts = |from: Option<&Table>, to: Table| -> Vec<usize> {
+        steps(from, to, plain.clone()).iter().map(|table| table.sets.len()).collect()
+    };
+    assert_eq!(counts(None, with(2)), [3], "little is one batch");
+    assert_eq!(counts(None, with(4)), [1, 2, 3, 4, 5, 5]);
+    assert_eq!(counts(Some(&with(3)), with(4)), [5], "only what is missing counts");
+    assert_eq!(counts(Some(&with(1)), with(4)), [3, 4, 5, 5]);
+    let other = with(4).set("slots-0", Set::Marks(vec![5000; 11].into()));
+    assert_eq!(counts(Some(&other), with(4)), [1, 2, 3, 4, 5, 5], "what cannot grow is left by way of the queue");
+}

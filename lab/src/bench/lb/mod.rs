@@ -4,7 +4,7 @@
 //! them; what counts are ratios. The sender has CPU 0, the load balancer CPU 1.
 
 mod changes;
-mod stage;
+pub mod stage;
 mod sys;
 mod traffic;
 
@@ -51,6 +51,9 @@ impl Effort {
 }
 
 /// Measures all of it.
+///
+/// # Errors
+/// Something cannot be measured.
 pub fn measure(options: &Options) -> Result<Vec<Row>> {
     let effort = Effort::of(options.quick);
     let lab = Lab::new(End::Remove)?;
@@ -64,7 +67,7 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
 }
 
 fn rows(lab: &Lab, effort: Effort) -> Result<Vec<Row>> {
-    let simple = |name, lb| Setup { name, lb, routes: 1, endpoints: 10 };
+    let simple = |name, lb| Setup { name, lb, routes: 1, endpoints: 10, through: &[] };
     let setups =
         [simple("plain", None), simple("queue", Some(QUEUE)), simple("kernel", Some(KERNEL)), simple("nfq", Some(NFQ))];
     let stages: Vec<Stage> = setups.into_iter().map(|setup| Stage::new(lab, setup)).collect::<Result<_>>()?;
@@ -194,7 +197,7 @@ fn lost(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
 
 /// Many routes, many endpoints: against one route and ten endpoints.
 fn scale(lab: &Lab, effort: Effort) -> Result<Vec<Row>> {
-    let setup = |name, routes, endpoints| Setup { name, lb: Some(QUEUE), routes, endpoints };
+    let setup = |name, routes, endpoints| Setup { name, lb: Some(QUEUE), routes, endpoints, through: &[] };
     let setups = [
         setup("few", 1, 10),
         setup("routes-1000", 1000, 10),

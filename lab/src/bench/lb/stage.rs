@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -44,9 +45,12 @@ pub struct Setup {
     pub routes: u32,
     /// Endpoints.
     pub endpoints: u32,
+    /// A program and its arguments that starts the load balancer, such as with fewer rights; empty: nobody between.
+    pub through: &'static [&'static str],
 }
 
 /// A row of namespaces.
+#[derive(Debug)]
 pub struct Stage {
     /// What it is.
     pub setup: Setup,
@@ -68,6 +72,9 @@ pub fn endpoint(number: u32) -> Ipv4Addr {
 
 impl Stage {
     /// Builds it, and waits until the VIP is ready.
+    ///
+    /// # Errors
+    /// A part of it fails, or it is not ready in time.
     pub fn new(lab: &Lab, setup: Setup) -> Result<Self> {
         let role = |role: &str| lab.namespace(&format!("{role}-{}", setup.name));
         let (client, middle, sink) = (role("c")?, role("m")?, role("s")?);
@@ -122,7 +129,14 @@ impl Stage {
         }
         self.middle.ip(&lines)?;
         let mut command = Command::new("taskset");
-        command.args(["-c", "1"]).arg(find_martlet()?).args(["lb", "--gateway", "bench", "--queues", "0"]);
+        let martlet = if self.setup.through.is_empty() { find_martlet()? } else { self.for_anybody(lab)? };
+        command.args(["-c", "1"]).args(self.setup.through).arg(martlet).args([
+            "lb",
+            "--gateway",
+            "bench",
+            "--queues",
+            "0",
+        ]);
         command.args(["--metrics", "", "--health", "", "--drain", "0"]);
         command.arg("--config-dir").arg(&self.folder).arg("--control-socket").arg(&self.control);
         command.args(["--socket", &format!("unix://{}", self.control.with_file_name("lb.sock").display())]);
@@ -133,7 +147,20 @@ impl Stage {
         self.wait_for(endpoints)
     }
 
+    /// The product and a folder for its sockets, where another user than ours finds them.
+    fn for_anybody(&self, lab: &Lab) -> Result<PathBuf> {
+        let (copy, base) = (lab.dir().join("martlet"), self.control.with_file_name(""));
+        fs::copy(find_martlet()?, &copy)?;
+        for (path, mode) in [(lab.dir(), 0o755), (&base, 0o777)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(copy)
+    }
+
     /// Waits until the VIP is served by so many endpoints.
+    ///
+    /// # Errors
+    /// It is not, or the load balancer ended.
     pub fn wait_for(&self, endpoints: u32) -> Result<()> {
         until(&format!("{endpoints} endpoints of {}", self.setup.name), READY, || {
             if let Some(process) = &self.process
@@ -154,6 +181,9 @@ impl Stage {
     }
 
     /// What the load balancer shows.
+    ///
+    /// # Errors
+    /// It does not answer.
     pub fn state(&self) -> Result<State> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         match runtime.block_on(ask(&self.control, &Request::Status))? {
@@ -162,9 +192,21 @@ impl Stage {
         }
     }
 
-    /// Says which endpoints are ready.
-    pub fn set_endpoints(&self, ready: &[u32]) -> Result<()> {
+    /// Adds a file of objects, or replaces it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put(&self, name: &str, text: &str) -> Result<()> {
         let aside = self.folder.with_file_name("new");
+        fs::write(&aside, text)?;
+        fs::rename(aside, self.folder.join(name)).map_err(Into::into)
+    }
+
+    /// Says which endpoints are ready.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_endpoints(&self, ready: &[u32]) -> Result<()> {
         let mut text = String::new();
         for (number, chunk) in ready.chunks(1000).enumerate() {
             write!(
@@ -181,8 +223,7 @@ impl Stage {
                 )?;
             }
         }
-        fs::write(&aside, text)?;
-        fs::rename(aside, self.folder.join("endpoints.yaml")).map_err(Into::into)
+        self.put("endpoints.yaml", &text)
     }
 
     /// Ends its load balancer.
