@@ -168,8 +168,7 @@ impl<'c, 'lab> Scene<'c, 'lab> {
 
     /// Waits until the last table of every load balancer has exactly these identifiers. Returns when the later one had it.
     async fn slots(&self, wanted: &BTreeSet<usize>) -> Result<Timestamp> {
-        let wanted =
-            format!("identifiers={wanted:?}").replace(['{', '}'], "").replace("identifiers=", "identifiers=[") + "]";
+        let wanted = format!("identifiers={wanted:?}");
         let start = Instant::now();
         loop {
             let seen: Vec<_> = self.balancers.iter().map(|lb| last_table(&lb.log())).collect();
