@@ -557,6 +557,8 @@ fn an_uninstall_leaves_the_traffic_and_the_objects(stage: &mut Stage<'_, '_>) ->
         stage.tend("red")?;
         Ok(if stage.running.is_empty() { Seen::Yes(()) } else { Seen::not_yet(format!("{:?}", stage.running.keys())) })
     })?;
+    // It is said to be on a node: without a kubelet nobody else ends it.
+    stage.kubectl(&["-n", "red", "delete", "pod", "target-1", "--force", "--grace-period=0"])?;
     stage.kubectl(&["delete", "namespace", "red", "--wait=true", "--timeout=60s"]).map(drop)
 }
 
