@@ -170,7 +170,7 @@ pub fn values_table(text: &str) -> Result<String> {
         let depth = line.chars().take_while(|c| *c == ' ').count() / 2;
         let line = line.trim();
         if let Some(said) = line.strip_prefix("# ") {
-            comment = said.to_owned();
+            said.clone_into(&mut comment);
         } else if line.is_empty() {
             comment.clear();
         } else {
@@ -231,11 +231,8 @@ fn kustomize() -> Result<Files> {
     )?;
     // Of the controller's rights only those without a namespace.
     let rights = render(&["--show-only", "templates/rbac-controller.yaml"])?;
-    let classes: String = rights
-        .split("---\n")
-        .filter(|text| text.contains("kind: ClusterRole"))
-        .map(|text| format!("---\n{text}"))
-        .collect();
+    let parts = rights.split("---\n").filter(|text| text.contains("kind: ClusterRole"));
+    let classes = parts.fold(String::new(), |all, text| all + "---\n" + text);
     ensure!(classes.matches("\nkind: ClusterRole\n").count() == 1, "one ClusterRole");
     let classes = head("the chart deploy/helm/martlet")
         + &classes.replace("default-martlet-controller-classes", "martlet-controller-classes");

@@ -105,6 +105,9 @@ fn the_controller_runs_with_the_least_privilege() -> Result<()> {
     Ok(())
 }
 
+/// Group, resource, verbs with blanks.
+type Right<'a> = (&'a str, &'a str, &'a str);
+
 /// Verbs by group and resource.
 fn rights(role: &Value) -> BTreeMap<(String, String), BTreeSet<String>> {
     let texts = |value: &Value| -> Vec<String> {
@@ -128,7 +131,7 @@ fn the_base_roles_are_exactly_the_lists_of_the_architecture() -> Result<()> {
     const OURS: &str = "meridio.experiment.gateway.api.poc";
     const SLICES: (&str, &str) = ("discovery.k8s.io", "endpointslices");
     let all = "create delete get list patch update watch";
-    let listed: [(&str, &[(&str, &str, &str)]); 3] = [
+    let listed: [(&str, &[Right<'_>]); 3] = [
         (
             "red-controller-base",
             &[

@@ -26,6 +26,9 @@ const OLDER: &str = "0.0.9";
 const CRDS: [&str; 3] = ["gatewayrouters", "l34routes", "routerstates"];
 const GROUP: &str = "meridio.experiment.gateway.api.poc";
 
+/// A step: its name is a sentence.
+type Step = (&'static str, fn(&mut Stage<'_, '_>) -> Result<()>);
+
 #[test]
 fn the_charts_live_on_a_real_server() -> Result<()> {
     let lab = Lab::new(End::Remove)?;
@@ -43,7 +46,7 @@ fn story(lab: &Lab) -> Result<()> {
     cluster.start_manager()?;
     println!("    ready after {:.1} s", start.elapsed().as_secs_f32());
     let mut stage = Stage { lab, cluster: &cluster, running: BTreeMap::new(), ports: 22_310 };
-    let steps: [(&str, fn(&mut Stage<'_, '_>) -> Result<()>); 7] = [
+    let steps: [Step; 7] = [
         (
             "the_definitions_install_upgrade_and_outlive_their_release",
             the_definitions_install_upgrade_and_outlive_their_release,

@@ -6,6 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use martlet_controller::deployment::{MORE_SYSCTLS, SYSCTLS};
 use martlet_lab::demo::topology::find_martlet;
 use serde_json::Value;
 
@@ -223,5 +224,16 @@ fn every_page_of_reference_has_its_rows() -> Result<()> {
         .map(str::to_owned)
         .collect();
     ensure!(empty.is_empty(), "fields without a meaning: {empty:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_prerequisites_list_the_sysctls_of_the_controller() -> Result<()> {
+    let page = file("docs/prerequisites.md")?;
+    for (name, value) in SYSCTLS.iter().chain(&MORE_SYSCTLS) {
+        let row = page.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{name}`")));
+        let row = row.with_context(|| format!("docs/prerequisites.md: no row with {name}"))?;
+        ensure!(row.split('|').nth(2).is_some_and(|cell| cell.trim().trim_matches('`') == *value), "{name}: {row}");
+    }
     Ok(())
 }
