@@ -299,7 +299,10 @@ impl Session {
         if self.silence.ends_at.is_some_and(|at| at <= now) {
             self.silence.ends_at = None;
             // Section 6.8.1: RemoteDiscr is forgotten after a Detection Time without a packet, in any state.
-            self.remote = Remote::default();
+            // That it was taken down on purpose stays known: who said so need not repeat it for ever (section 6.8.16), and its
+            // silence then is no failure (RFC 5882 section 3.2).
+            let state = if self.remote.state == State::AdminDown { State::AdminDown } else { State::Down };
+            self.remote = Remote { state, ..Remote::default() };
             self.timing.nothing_to_tell();
             if matches!(self.state, State::Init | State::Up) {
                 let unaffiliated = self.config.unaffiliated;

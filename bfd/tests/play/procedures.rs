@@ -177,6 +177,22 @@ fn what_else_is_known_of_the_path_is_told() {
 }
 
 #[test]
+fn an_admin_down_that_is_no_longer_repeated_has_still_not_become_a_failure() {
+    let mut end = Alone::up(&config(100, 3));
+    end.hears(at(1400), &packet(ADMIN_DOWN, end.ours()));
+    end.run(at(60_000));
+    let status = end.status();
+    assert_eq!((status.state, status.remote_state), (State::Down, State::AdminDown));
+    assert_eq!(status.remote_discriminator, 0, "forgotten after a Detection Time (section 6.8.1)");
+    end.hears(at(60_100), &packet(DOWN, 0));
+    let status = end.status();
+    assert_eq!((status.state, status.remote_state), (State::Init, State::Down));
+    end.run(at(120_000));
+    let status = end.status();
+    assert_eq!((status.state, status.remote_state), (State::Down, State::Down), "silence is silence");
+}
+
+#[test]
 fn who_slept_gives_one_interval_more_once() {
     let mut end = Alone::up(&config(100, 3));
     end.handle(at(1500), Input::Stalled(ms(400)));
