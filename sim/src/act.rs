@@ -21,8 +21,7 @@ use crate::world::{Event, MS, World};
 /// While one of these lasts, no router starts.
 const ROUTER_IS_HELD: &[What] = &[What::RouterCrash, What::RouterClean, What::PodCrash, What::RouterStop];
 /// ..and no gateway.
-const GATEWAY_IS_HELD: &[What] =
-    &[What::GatewayCrash, What::GatewayLoss, What::GatewayStop, What::GatewayGraceful];
+const GATEWAY_IS_HELD: &[What] = &[What::GatewayCrash, What::GatewayLoss, What::GatewayStop, What::GatewayGraceful];
 
 impl World {
     /// The fault and whom it hits.
@@ -152,7 +151,8 @@ impl World {
             }
             What::RouteGone if begins => {
                 let mut routes = self.gateways[gateway].routes.clone();
-                let own: Vec<_> = crate::gateway::routes(gateway).into_iter().filter(|one| one.prefix_len() > 0).collect();
+                let own: Vec<_> =
+                    crate::gateway::routes(gateway).into_iter().filter(|one| one.prefix_len() > 0).collect();
                 if own.iter().any(|one| routes.contains(one)) {
                     routes.retain(|one| !own.contains(one));
                 } else {

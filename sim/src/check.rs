@@ -41,7 +41,10 @@ pub const INVARIANTS: &[(&str, &str)] = &[
     ("backed", "every learned route in the kernel was told by an Established session, or is adopted, or static and Up"),
     ("no-leak", "rules and blackholes of every VIP are in the kernel, or back in time"),
     ("adopted", "routes of a former router stay until someone tells them anew or their time is over"),
-    ("collision", "of two connections that both talk one is closed within a second: the right one (RFC 4271 section 6.8)"),
+    (
+        "collision",
+        "of two connections that both talk one is closed within a second: the right one (RFC 4271 section 6.8)",
+    ),
     ("hold-time", "a session that hears nothing for its hold time is not Established"),
     ("detection", "BFD goes down after the detection time: not earlier, not later"),
     ("poll", "a changed BFD interval is announced with a Poll"),
@@ -117,10 +120,10 @@ impl Check {
     }
 
     /// Timeouts in a row at one instant.
-    pub fn spins(&mut self, count: u32) {
+    pub fn spins(&mut self, who: &str, count: u32) {
         if count > 100 {
             let time = self.now;
-            self.fail(time, "deadline", "the router asks for a timeout at the same instant more than 100 times".into());
+            self.fail(time, "deadline", format!("{who} asks for a timeout at the same instant more than 100 times"));
         }
     }
 

@@ -73,6 +73,12 @@ enum Verb {
         #[arg(long)]
         events: bool,
     },
+    /// How fast both worlds are, in multiples of real time on one core.
+    Speed {
+        /// Seeds of the event queue; a tenth of it of the driver.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+    },
     /// Plant bugs in a scratch copy, build it, and see whether they are found; writes the table of docs/simulation.md.
     Mutants {
         /// Only those whose name contains this.
@@ -127,6 +133,7 @@ impl Command {
                 Ok(true)
             }
             Verb::Seeds { folder } => seeds(&folder),
+            Verb::Speed { seeds } => Ok(speed(seeds)),
             Verb::Driven { seeds, from, events } => Ok(driven(seeds, from, events)),
             Verb::Mutants { only, seeds } => crate::mutants::run(&only, seeds),
         }
@@ -189,7 +196,8 @@ fn interrupted() -> Arc<AtomicBool> {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
             use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut one), Ok(mut other)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+            let (Ok(mut one), Ok(mut other)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
                 return std::future::pending().await;
             };
             tokio::select! {
@@ -369,24 +377,53 @@ fn shrink(what: &str) -> Result<bool> {
 
 fn driven(seeds: u64, from: u64, events: bool) -> bool {
     let started = Instant::now();
-    let mut failing = Vec::new();
+    let (mut failing, mut time, mut seen) = (Vec::new(), 0, BTreeSet::new());
     for seed in from..from + seeds {
-        let (failure, story) = crate::driven::play(seed);
+        let run = crate::driven::play(seed);
         if events && seed == from {
-            println!("{}", story.join("\n"));
+            println!("{}", run.story.join("\n"));
         }
-        if let Some(failure) = failure {
+        time += run.time_ms;
+        seen.extend(run.seen);
+        if let Some(failure) = run.failure {
             println!("driven seed {seed}: BROKEN {}", play::words(&failure));
             failing.push(seed.to_string());
         }
     }
-    println!("{seeds} seeds of the driver in {:.1} s", started.elapsed().as_secs_f64());
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{seeds} seeds of the driver in {seconds:.1} s: {:.0} times real time", ratio(time, seconds) / 1000.0);
+    let seen: Vec<&str> = seen.into_iter().collect();
+    println!("  seen: {}", seen.join(", "));
     if failing.is_empty() {
         println!("no promise was broken");
     } else {
         println!("failing seeds: {}", failing.join(" "));
     }
     failing.is_empty()
+}
+
+/// The world that the goal names: two gateways, four pods, 20 VIPs, all faults, all invariants.
+fn speed(seeds: u64) -> bool {
+    let mut well = true;
+    let (started, mut time) = (Instant::now(), 0);
+    for seed in 0..seeds {
+        let mut script = Script::draw(seed);
+        let topology = &mut script.topology;
+        (topology.gateways, topology.naive, topology.pods, topology.vips) = (2, 1, 4, 10);
+        (topology.ipv6, topology.bfd, topology.r#static) = (true, true, false);
+        let outcome = play::play(&script, Log::none(), None);
+        well &= outcome.failure.is_none();
+        time += outcome.time;
+    }
+    println!("events {:.1} times real time", ratio(time / 1_000_000, started.elapsed().as_secs_f64()) / 1000.0);
+    let (started, mut time) = (Instant::now(), 0);
+    for seed in 0..seeds.div_ceil(10) {
+        let run = crate::driven::play(seed);
+        well &= run.failure.is_none();
+        time += run.time_ms;
+    }
+    println!("driver {:.1} times real time", ratio(time, started.elapsed().as_secs_f64()) / 1000.0);
+    well
 }
 
 fn seeds(folder: &Path) -> Result<bool> {

@@ -1,28 +1,31 @@
-//! The second world: the product's real driver (its loop, its tasks, its shutdown) over turmoil.
+//! The second world: the product's real driver (its loop, its tasks, its shutdown) over a simulated network.
 //!
-//! Two gateways and two pods, each a host that runs `Driver`; a gateway is a router that announces a default route. Hosts
-//! crash and come back with the kernel they left, links are cut or held, readiness changes, kernel objects are deleted. What
+//! Two gateways and two pods, each a host of turmoil-net with an IPv4 and an IPv6 address that runs `Driver`, BFD included; a
+//! gateway is a router that announces default routes. Processes and machines die and come back with the kernel they left,
+//! links are cut, in one direction or both, packets are held, lost, late; readiness changes, kernel objects are deleted. What
 //! is asked: a VIP that is not ready is gone from the gateways in time, and in the end everything is well.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use martlet_api::readiness::{Readiness as Said, VERSION, VipReadiness};
-use martlet_api::view::{Bgp, GatewayRouter, ObjectName, Protocol, View};
+use martlet_api::view::{Bfd, Bgp, GatewayRouter, ObjectName, Protocol, View};
+use martlet_bgp::Family;
 use martlet_clock::{Dice, Instant};
 use martlet_netlink::Link;
 use martlet_router::core::{Config, Router};
 use martlet_router::driver::{Asker, Clock, Driver, Signal, World};
 use martlet_router::gate::Lb;
-use martlet_router::intent::{Identity, Settings};
+use martlet_router::intent::{Identity, Settings, default_prefix};
 use tokio::sync::{mpsc, watch};
 
 use crate::check::Failure;
-use crate::net::{Fixed, NoBfd, SharedKernel, SimNet, Word};
+use crate::hosts::Hosts;
+use crate::net::{Addresses, Fixed, SharedKernel, SimBfd, SimNet, Word};
 use crate::objects::{GATEWAY, vip};
 
 const HOSTS: [&str; 4] = ["pod-0", "pod-1", "gateway-0", "gateway-1"];
@@ -34,28 +37,61 @@ const SPAN_MS: u64 = 15_000;
 const END_MS: u64 = SPAN_MS + 75_000;
 /// How long a withdrawal may take over a network with 20 ms of latency whose faults ended a while ago.
 const LAG_MS: u64 = 400;
-const TICK_MS: u64 = 2;
+/// ..and where packets are lost: TCP sends them again, and again.
+const LOSSY_LAG_MS: u64 = 3500;
 
 /// One thing that goes wrong, or right again.
 #[derive(Clone, Copy, Debug)]
 enum Act {
+    /// The machine is gone without a word; its process too.
     Crash(usize),
+    /// The process dies, its machine resets what it held.
+    Kill(usize),
+    /// It starts, or starts anew.
     Bounce(usize),
+    /// SIGTERM.
     Stop(usize),
-    Partition(usize, usize),
-    Repair(usize, usize),
+    Cut(usize, usize, bool),
+    Heal(usize, usize),
     Hold(usize, usize),
     Release(usize, usize),
+    /// So many percent of all packets are lost.
+    Loss(u64),
     Ready(usize, u64),
     Silent(usize),
     Delete(usize, u64),
+}
+
+impl Act {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Crash(_) => "machine crash",
+            Self::Kill(_) => "process crash",
+            Self::Bounce(_) => "bounce",
+            Self::Stop(_) => "stop",
+            Self::Cut(_, _, true) => "partition",
+            Self::Cut(_, _, false) => "one-way cut",
+            Self::Heal(..) => "heal",
+            Self::Hold(..) => "hold",
+            Self::Release(..) => "release",
+            Self::Loss(_) => "loss",
+            Self::Ready(..) => "readiness",
+            Self::Silent(_) => "silence",
+            Self::Delete(..) => "foreign deletion",
+        }
+    }
+
+    /// Whether it disturbs what is heard of a withdrawal.
+    const fn disturbs(self) -> bool {
+        !matches!(self, Self::Ready(..) | Self::Silent(_) | Self::Delete(..))
+    }
 }
 
 struct Host {
     kernel: SharedKernel,
     lb: watch::Sender<Lb>,
     signals: RefCell<Option<mpsc::Sender<Signal>>>,
-    address: IpAddr,
+    addresses: Addresses,
 }
 
 fn acts(dice: &mut Dice) -> Vec<(u64, Act)> {
@@ -65,20 +101,25 @@ fn acts(dice: &mut Dice) -> Vec<(u64, Act)> {
         let at = 1000 + dice.below(SPAN_MS - 4000);
         let end = at + 20 + dice.below(3000);
         let (pod, gateway, host) = (index(dice, 2), PODS + index(dice, 2), index(dice, 4));
-        match dice.below(8) {
+        match dice.below(12) {
             0 => acts.extend([(at, Act::Crash(host)), (end, Act::Bounce(host))]),
-            1 => acts.extend([(at, Act::Stop(pod)), (end + 2500, Act::Bounce(pod))]),
-            2 => acts.extend([(at, Act::Partition(pod, gateway)), (end, Act::Repair(pod, gateway))]),
-            3 => acts.extend([(at, Act::Hold(pod, gateway)), (end, Act::Release(pod, gateway))]),
-            4 => acts.push((at, Act::Silent(pod))),
-            5 => acts.push((at, Act::Delete(host, 1 + dice.below(3)))),
+            1 => acts.extend([(at, Act::Kill(host)), (end, Act::Bounce(host))]),
+            2 => acts.extend([(at, Act::Stop(pod)), (end + 2500, Act::Bounce(pod))]),
+            3 => acts.extend([(at, Act::Cut(pod, gateway, true)), (end, Act::Heal(pod, gateway))]),
+            4 => acts.extend([(at, Act::Cut(pod, gateway, false)), (end, Act::Heal(pod, gateway))]),
+            5 => acts.extend([(at, Act::Cut(gateway, pod, false)), (end, Act::Heal(pod, gateway))]),
+            6 => acts.extend([(at, Act::Hold(pod, gateway)), (end, Act::Release(pod, gateway))]),
+            7 => acts.extend([(at, Act::Loss(1 + dice.below(10))), (end, Act::Loss(0))]),
+            8 => acts.push((at, Act::Silent(pod))),
+            9 => acts.push((at, Act::Delete(host, 1 + dice.below(3)))),
             _ => acts.extend([(at, Act::Ready(pod, dice.below(8))), (end, Act::Ready(pod, dice.below(8)))]),
         }
     }
+    acts.push((SPAN_MS, Act::Loss(0)));
     for pod in 0..PODS {
         acts.push((SPAN_MS, Act::Ready(pod, u64::MAX)));
         for gateway in PODS..HOSTS.len() {
-            acts.extend([(SPAN_MS, Act::Repair(pod, gateway)), (SPAN_MS, Act::Release(pod, gateway))]);
+            acts.extend([(SPAN_MS, Act::Heal(pod, gateway)), (SPAN_MS, Act::Release(pod, gateway))]);
         }
     }
     acts.extend((0..HOSTS.len()).map(|host| (SPAN_MS, Act::Bounce(host))));
@@ -86,35 +127,56 @@ fn acts(dice: &mut Dice) -> Vec<(u64, Act)> {
     acts
 }
 
+fn vips() -> impl Iterator<Item = (usize, IpNet)> {
+    (0..VIPS).flat_map(|number| [true, false].map(|ipv4| (number, vip(number, ipv4))))
+}
+
 /// A load balancer that is ready for the VIPs of these bits.
 fn word(bits: u64) -> Lb {
-    let vips = (0..VIPS).map(|number| {
+    let vips = vips().map(|(number, vip)| {
         let ready = bits >> number & 1 == 1;
-        (vip(number, true), VipReadiness { ready, reason: String::new() })
+        (vip, VipReadiness { ready, reason: String::new() })
     });
     Lb::Said(Said { version: VERSION, gateway: GATEWAY.into(), draining: false, vips: vips.collect() })
 }
 
-fn view(host: usize, addresses: &[IpAddr]) -> View {
+fn addresses(host: usize) -> Addresses {
+    let number = u16::try_from(host + 1).unwrap_or_default();
+    let four = Ipv4Addr::new(10, 9, 0, u8::try_from(number).unwrap_or_default());
+    [four.into(), Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, number).into()]
+}
+
+fn defaults() -> [IpNet; 2] {
+    [Family::Ipv4, Family::Ipv6].map(default_prefix)
+}
+
+fn view(host: usize, bfd: bool) -> View {
     let peers = if host < PODS { PODS..HOSTS.len() } else { 0..PODS };
-    let router = |peer: usize| {
-        let bgp = Protocol::Bgp(Box::<Bgp>::default());
-        GatewayRouter { address: addresses[peer], interface: None, description: None, protocol: bgp }
-    };
-    let vips = if host < PODS {
-        (0..VIPS).map(|number| vip(number, true)).collect()
-    } else {
-        [IpNet::V4(Ipv4Net::default())].into()
+    let profile =
+        Bfd { min_tx: Duration::from_millis(300), min_rx: Duration::from_millis(300), multiplier: 5, ..Bfd::default() };
+    let router = |address: IpAddr| {
+        let bgp = Bgp { bfd: bfd.then(|| profile.clone()), ..Bgp::default() };
+        let name = format!("{}-v{}", HOSTS[usize::from(last(address)) - 1], if address.is_ipv4() { 4 } else { 6 });
+        let protocol = Protocol::Bgp(Box::new(bgp));
+        (name.into(), GatewayRouter { address, interface: None, description: None, protocol })
     };
     View {
         gateway: ObjectName::new("default", GATEWAY),
         exists: true,
-        routers: peers.map(|peer| (HOSTS[peer].into(), router(peer))).collect(),
+        routers: peers.flat_map(addresses).map(router).collect(),
         routes: BTreeMap::new(),
         services: BTreeMap::new(),
-        vips,
+        vips: if host < PODS { vips().map(|(_, vip)| vip).collect() } else { defaults().into() },
         subnets: BTreeSet::new(),
         conditions: BTreeSet::new(),
+    }
+}
+
+/// The last octet of an address.
+const fn last(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
     }
 }
 
@@ -135,29 +197,45 @@ fn config(host: usize, seed: u64) -> Config {
     }
 }
 
+type Began = tokio::time::Instant;
 /// The story of a run.
-pub type Story = Rc<RefCell<Vec<String>>>;
+type Story = Rc<RefCell<Vec<String>>>;
 
-async fn drive(host: usize, seed: u64, one: Rc<Host>, addresses: Vec<IpAddr>, story: Story) {
+/// How a run ended.
+#[derive(Debug)]
+pub struct Run {
+    /// The broken promise.
+    pub failure: Option<Failure>,
+    /// What happened.
+    pub story: Vec<String>,
+    /// Which faults there were.
+    pub seen: BTreeSet<&'static str>,
+    /// Simulated milliseconds.
+    pub time_ms: u64,
+}
+
+async fn drive(host: usize, life: u16, (seed, bfd): (u64, bool), one: Rc<Host>, story: Story, began: Began) {
     let (signal, signals) = mpsc::channel(4);
     one.signals.replace(Some(signal));
     let mut lb = one.lb.subscribe();
     lb.mark_changed();
     one.kernel.open();
     let (_asker, questions) = Asker::new();
+    let clock = Clock::new(Instant::ORIGIN);
+    let Ok(supervision) = SimBfd::new(one.addresses, clock, seed ^ 0xbfd).await else { return };
     let world = World {
-        net: SimNet::default(),
-        bfd: NoBfd,
+        net: SimNet::new(one.addresses, life),
+        bfd: supervision,
         kernel: one.kernel.clone(),
-        source: Fixed(Some(view(host, &addresses))),
+        source: Fixed(Some(view(host, bfd))),
         readiness: Word(lb),
         signals,
         questions,
         vital: watch::Sender::default(),
-        clock: Clock::new(Instant::ORIGIN),
+        clock,
     };
     let driver = Driver::new(Router::new(config(host, seed)), settings(host), world, move |_, event| {
-        let now = Instant::ORIGIN + turmoil::sim_elapsed().unwrap_or_default();
+        let now = Instant::ORIGIN + began.elapsed();
         story.borrow_mut().push(format!("{now} {} {} {event}", HOSTS[host], event.subject()));
     });
     driver.run().await;
@@ -165,143 +243,155 @@ async fn drive(host: usize, seed: u64, one: Rc<Host>, addresses: Vec<IpAddr>, st
 
 /// What is wrong at the end.
 fn unwell(hosts: &[Rc<Host>]) -> Option<String> {
-    let addresses = |from: usize, to: usize| -> BTreeSet<IpAddr> {
-        hosts.iter().take(to).skip(from).map(|host| host.address).collect()
+    let of = |from: usize, to: usize, family: usize| -> BTreeSet<IpAddr> {
+        hosts.iter().take(to).skip(from).map(|host| host.addresses[family]).collect()
     };
-    let (pods, gateways) = (addresses(0, PODS), addresses(PODS, HOSTS.len()));
     hosts.iter().enumerate().find_map(|(number, host)| {
         let learned = host.kernel.look(|kernel| kernel.learned(4096, 20));
+        let family = |prefix: &IpNet| usize::from(matches!(prefix, IpNet::V6(_)));
         let expected: BTreeMap<IpNet, BTreeSet<IpAddr>> = if number < PODS {
-            [(IpNet::V4(Ipv4Net::default()), gateways.clone())].into()
+            defaults().map(|prefix| (prefix, of(PODS, HOSTS.len(), family(&prefix)))).into()
         } else {
-            (0..VIPS).map(|number| (vip(number, true), pods.clone())).collect()
+            vips().map(|(_, vip)| (vip, of(0, PODS, family(&vip)))).collect()
         };
         (learned != expected).then(|| format!("{} has {learned:?} instead of {expected:?}", HOSTS[number]))
     })
 }
 
-/// Plays a seed; the broken promise and the story.
-pub fn play(seed: u64) -> (Option<Failure>, Vec<String>) {
+fn host(number: usize) -> Rc<Host> {
+    let (lb, _) = watch::channel(if number < PODS { word(u64::MAX) } else { Lb::Ungated });
+    let addresses = addresses(number);
+    let nets = addresses.into_iter().zip([24, 64]).filter_map(|(address, bits)| IpNet::new(address, bits).ok());
+    let link = Link { index: 1, name: "eth0".into(), up: true, carrier: true, mtu: 1500, addresses: nets.collect() };
+    let one = Host { kernel: SharedKernel::default(), lb, signals: RefCell::default(), addresses };
+    one.kernel.look(|kernel| kernel.links.insert(1, link));
+    Rc::new(one)
+}
+
+/// Plays a seed.
+pub fn play(seed: u64) -> Run {
     let mut dice = Dice::new(seed ^ 0xd21e);
-    let mut network = turmoil::Builder::new()
-        .rng_seed(seed)
-        .simulation_duration(Duration::from_millis(END_MS + 10_000))
-        .tick_duration(Duration::from_millis(TICK_MS))
-        .min_message_latency(Duration::from_millis(1))
-        .max_message_latency(Duration::from_millis(20))
-        .build();
+    let bfd = dice.chance(2, 3);
     let story = Story::default();
-    let addresses: Vec<IpAddr> = HOSTS.iter().map(|name| network.lookup(*name)).collect();
-    let mut hosts = Vec::new();
-    for (number, address) in addresses.iter().enumerate() {
-        let (lb, _) = watch::channel(if number < PODS { word(u64::MAX) } else { Lb::Ungated });
-        let one = Rc::new(Host { kernel: SharedKernel::default(), lb, signals: RefCell::default(), address: *address });
-        let IpAddr::V4(v4) = *address else { continue };
-        let net = Ipv4Net::new(v4, 16).map(IpNet::V4).ok();
-        let link = Link {
-            index: 1,
-            name: "eth0".into(),
-            up: true,
-            carrier: true,
-            mtu: 1500,
-            addresses: net.into_iter().collect(),
+    let hosts: Vec<Rc<Host>> = (0..HOSTS.len()).map(host).collect();
+    let all: Vec<Addresses> = hosts.iter().map(|host| host.addresses).collect();
+    let acts = acts(&mut dice);
+    let mut seen: BTreeSet<&'static str> = acts.iter().map(|(_, act)| act.name()).collect();
+    seen.insert(if bfd { "BFD" } else { "no BFD" });
+    let mut time_ms = 0;
+    let failure = crate::hosts::simulate(&all, dice.roll(), async |network: &mut Hosts<'_>| {
+        let began = tokio::time::Instant::now();
+        let start = |network: &mut Hosts<'_>, host: usize| {
+            let (one, story) = (Rc::clone(&hosts[host]), Rc::clone(&story));
+            network.start(host, |life| drive(host, life, (seed, bfd), one, story, began));
         };
-        one.kernel.look(|kernel| kernel.links.insert(1, link));
-        let (host, addresses, story) = (Rc::clone(&one), addresses.clone(), Rc::clone(&story));
-        network.host(HOSTS[number], move || {
-            let (host, addresses, story) = (Rc::clone(&host), addresses.clone(), Rc::clone(&story));
-            async move {
-                drive(number, seed, host, addresses, story).await;
-                // An ended router is a host without a process.
-                std::future::pending().await
+        (0..HOSTS.len()).for_each(|host| start(network, host));
+        let (unready, stopping) = (BTreeMap::new(), BTreeSet::new());
+        let mut play = Play { acts: acts.into_iter().peekable(), hosts: &hosts, unready, stopping, calm_at: 0 };
+        while time_ms < END_MS {
+            while let Some((_, act)) = play.acts.next_if(|(at, _)| *at <= time_ms) {
+                story.borrow_mut().push(format!("{} FAULT {act:?}", Instant::from_millis(time_ms)));
+                match act {
+                    // Who ends by order is not waited for.
+                    Act::Bounce(host) if play.stopping.remove(&host) || !network.runs(host) => {
+                        network.crash(host, false);
+                        start(network, host);
+                    }
+                    _ => play.act(network, act, time_ms),
+                }
             }
-        });
-        hosts.push(one);
-    }
-    let failure = perform(&mut network, &hosts, &acts(&mut dice), &story);
+            network.step().await;
+            time_ms += crate::hosts::TICK_MS;
+            if time_ms.is_multiple_of(100) {
+                let failure = play.late(time_ms);
+                if failure.is_some() {
+                    return failure;
+                }
+                if time_ms > SPAN_MS + 200 && unwell(&hosts).is_none() {
+                    return None;
+                }
+            }
+        }
+        unwell(&hosts).map(|message| Failure { time: time_ms * 1_000_000, invariant: "liveness", message })
+    });
+    let failure = failure
+        .unwrap_or_else(|| Some(Failure { time: 0, invariant: "driver", message: "no runtime could be made".into() }));
     if let Some(failure) = &failure {
         story.borrow_mut().push(format!("BROKEN {}", failure.message));
     }
-    let lines = story.borrow().clone();
-    (failure, lines)
+    Run { failure, story: story.take(), seen, time_ms }
 }
 
-fn perform(network: &mut turmoil::Sim<'_>, hosts: &[Rc<Host>], acts: &[(u64, Act)], story: &Story) -> Option<Failure> {
-    let mut next = acts.iter().peekable();
-    // Since when a VIP of a pod is not ready, and since when nothing disturbs the pod's way to be heard.
-    let mut unready: BTreeMap<(usize, usize), u64> = BTreeMap::new();
-    let mut calm_at = 0;
-    let mut now = 0;
-    while now < END_MS {
-        while let Some((_, act)) = next.next_if(|(at, _)| *at <= now) {
-            story.borrow_mut().push(format!("{} FAULT {act:?}", Instant::from_millis(now)));
-            if !matches!(act, Act::Ready(..) | Act::Silent(_) | Act::Delete(..)) {
-                // Long enough for a hold timer.
-                calm_at = now + 5000;
-            }
-            do_act(network, hosts, *act, now, &mut unready);
-        }
-        if let Err(error) = network.step() {
-            return Some(Failure { time: now * 1_000_000, invariant: "driver", message: error.to_string() });
-        }
-        now += TICK_MS;
-        if now % 100 == 0 {
-            for ((pod, number), since) in &unready {
-                let late = now > since + LAG_MS && now > calm_at;
-                let held = |gateway: &Rc<Host>| {
-                    let learned = gateway.kernel.look(|kernel| kernel.learned(4096, 20));
-                    learned.get(&vip(*number, true)).is_some_and(|hops| hops.contains(&hosts[*pod].address))
-                };
-                if late && hosts.iter().skip(PODS).any(held) {
-                    let message = format!(
-                        "a gateway still sends {} to pod-{pod}, not ready since {}",
-                        vip(*number, true),
-                        Instant::from_millis(*since)
-                    );
-                    return Some(Failure { time: now * 1_000_000, invariant: "withdrawn", message });
-                }
-            }
-            if now > SPAN_MS + 200 && unwell(hosts).is_none() {
-                return None;
+/// What is under way.
+struct Play<'a> {
+    acts: std::iter::Peekable<std::vec::IntoIter<(u64, Act)>>,
+    hosts: &'a [Rc<Host>],
+    /// Since when a VIP of a pod is not ready.
+    unready: BTreeMap<(usize, usize), u64>,
+    /// Who was told to end.
+    stopping: BTreeSet<usize>,
+    /// When what disturbed the way to be heard is over, and whatever followed from it.
+    calm_at: u64,
+}
+
+impl Play<'_> {
+    fn say(&mut self, now: u64, pod: usize, bits: u64, lb: Lb) {
+        self.hosts[pod].lb.send_replace(lb);
+        for number in 0..VIPS {
+            if bits >> number & 1 == 1 {
+                self.unready.remove(&(pod, number));
+            } else {
+                self.unready.entry((pod, number)).or_insert(now);
             }
         }
     }
-    unwell(hosts).map(|message| Failure { time: now * 1_000_000, invariant: "liveness", message })
-}
 
-fn do_act(
-    network: &mut turmoil::Sim<'_>,
-    hosts: &[Rc<Host>],
-    act: Act,
-    now: u64,
-    unready: &mut BTreeMap<(usize, usize), u64>,
-) {
-    let say = |pod: usize, bits: u64, lb: Lb, unready: &mut BTreeMap<(usize, usize), u64>| {
-        hosts[pod].lb.send_replace(lb);
-        for number in 0..VIPS {
-            if bits >> number & 1 == 1 {
-                unready.remove(&(pod, number));
-            } else {
-                unready.entry((pod, number)).or_insert(now);
-            }
+    fn act(&mut self, network: &mut Hosts<'_>, act: Act, now: u64) {
+        if act.disturbs() {
+            // Long enough for a hold timer and a segment that is sent again.
+            self.calm_at = now + 5000 + LOSSY_LAG_MS;
         }
-    };
-    match act {
-        Act::Crash(host) => network.crash(HOSTS[host]),
-        Act::Bounce(host) => network.bounce(HOSTS[host]),
-        Act::Stop(host) => {
-            if let Some(signals) = &*hosts[host].signals.borrow() {
-                // Full or ended: it has been told.
-                let _ = signals.try_send(Signal::Stop);
+        match act {
+            Act::Crash(host) => network.crash(host, true),
+            Act::Kill(host) => network.crash(host, false),
+            Act::Bounce(_) => {}
+            Act::Stop(host) => {
+                self.stopping.insert(host);
+                if let Some(signals) = &*self.hosts[host].signals.borrow() {
+                    // Full or ended: it has been told.
+                    let _ = signals.try_send(Signal::Stop);
+                }
             }
+            Act::Cut(from, to, both) => network.cut(from, to, both),
+            Act::Heal(one, other) => network.heal(one, other),
+            Act::Hold(one, other) => network.hold(one, other),
+            Act::Release(one, other) => network.release(one, other),
+            Act::Loss(percent) => network.loss = percent,
+            Act::Ready(pod, bits) => self.say(now, pod, bits, word(bits)),
+            Act::Silent(pod) => self.say(now, pod, 0, Lb::Silent("it closed the connection".into())),
+            Act::Delete(host, nth) => self.hosts[host].kernel.delete(usize::try_from(nth).unwrap_or(1)),
         }
-        Act::Partition(one, other) => network.partition(HOSTS[one], HOSTS[other]),
-        Act::Repair(one, other) => network.repair(HOSTS[one], HOSTS[other]),
-        Act::Hold(one, other) => network.hold(HOSTS[one], HOSTS[other]),
-        Act::Release(one, other) => network.release(HOSTS[one], HOSTS[other]),
-        Act::Ready(pod, bits) => say(pod, bits, word(bits), unready),
-        Act::Silent(pod) => say(pod, 0, Lb::Silent("it closed the connection".into()), unready),
-        Act::Delete(host, nth) => hosts[host].kernel.delete(usize::try_from(nth).unwrap_or(1)),
+    }
+
+    /// A VIP that a gateway still sends to a pod which has not been ready for long.
+    fn late(&self, now: u64) -> Option<Failure> {
+        if now <= self.calm_at {
+            return None;
+        }
+        let late = self.unready.iter().filter(|(_, since)| now > **since + LAG_MS);
+        late.flat_map(|((pod, number), since)| [true, false].map(|ipv4| (*pod, vip(*number, ipv4), *since))).find_map(
+            |(pod, vip, since)| {
+                let hop = self.hosts[pod].addresses[usize::from(matches!(vip, IpNet::V6(_)))];
+                let holds = |gateway: &Rc<Host>| {
+                    let learned = gateway.kernel.look(|kernel| kernel.learned(4096, 20));
+                    learned.get(&vip).is_some_and(|hops| hops.contains(&hop))
+                };
+                let since = Instant::from_millis(since);
+                let message = format!("a gateway still sends {vip} to pod-{pod}, not ready since {since}");
+                let failure = Failure { time: now * 1_000_000, invariant: "withdrawn", message };
+                self.hosts.iter().skip(PODS).any(holds).then_some(failure)
+            },
+        )
     }
 }
 
@@ -312,11 +402,11 @@ mod tests {
     #[test]
     fn the_real_driver_keeps_its_promises_and_repeats_its_story() {
         for seed in 0..3 {
-            let (failure, story) = play(seed);
-            assert_eq!(failure, None, "seed {seed}");
-            assert!(story.len() > 40, "{story:#?}");
+            let run = play(seed);
+            assert_eq!(run.failure, None, "seed {seed}");
+            assert!(run.story.len() > 40, "{:#?}", run.story);
             if seed == 0 {
-                assert_eq!(story, play(seed).1, "the same seed tells the same story");
+                assert_eq!(run.story, play(seed).story, "the same seed tells the same story");
             }
         }
     }

@@ -50,6 +50,8 @@ pub struct Gateway {
     pub routes: Vec<IpNet>,
     /// It has kept forwarding over its restart.
     pub kept: bool,
+    /// Timeouts in a row at one instant.
+    pub spins: (u64, u32),
     /// Our speaker's neighbours, and the state that each was seen in.
     pub states: Vec<(NeighborId, NeighborState)>,
 }
@@ -77,7 +79,8 @@ pub fn bfd_sessions(topology: &Topology, is_static: bool) -> BTreeMap<SessionId,
         return BTreeMap::new();
     }
     let families: &[bool] = if topology.ipv6 { &[true, false] } else { &[true] };
-    let config = SessionConfig { multiplier: 3, ..SessionConfig::default() };
+    let echo_rx = Some(Duration::from_millis(50));
+    let config = SessionConfig { multiplier: 3, echo_rx, ..SessionConfig::default() };
     let id = |pod, ipv4| SessionId { remote: pod_address(pod, ipv4), interface: Some(INTERFACE.into()), local: None };
     let ids = (0..topology.pods).flat_map(|pod| families.iter().map(move |ipv4| id(pod, *ipv4)));
     ids.map(|id| (id, config.clone())).collect()
@@ -97,6 +100,7 @@ impl Gateway {
             deaf: 0,
             routes: routes(gateway),
             kept: false,
+            spins: (0, 0),
             states: Vec::new(),
         }
     }

@@ -11,6 +11,7 @@ mod decode;
 mod driven;
 mod faults;
 mod gateway;
+mod hosts;
 mod kernel;
 mod link;
 mod log;

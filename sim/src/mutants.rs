@@ -135,7 +135,10 @@ fn build(tree: &Path, scratch: &Path) -> Result<()> {
     let mut command = Command::new(cargo);
     // Quick to build and quick enough to run.
     let settings = ["profile.dev.opt-level=1", "profile.dev.package.\"*\".opt-level=0", "profile.dev.debug=false"];
-    command.current_dir(tree).args(["build", "--quiet", "-p", "martlet-sim", "--target-dir"]).arg(scratch.join("build"));
+    command
+        .current_dir(tree)
+        .args(["build", "--quiet", "-p", "martlet-sim", "--target-dir"])
+        .arg(scratch.join("build"));
     for setting in settings {
         command.args(["--config", setting]);
     }
@@ -145,7 +148,7 @@ fn build(tree: &Path, scratch: &Path) -> Result<()> {
 /// A command of the copy while a bug is played. A bug may be an endless loop as well.
 fn command(scratch: &Path, number: u32, seconds: u32) -> Command {
     let mut command = Command::new("timeout");
-    command.arg(seconds.to_string()).arg(scratch.join("build/debug/martlet-sim"));
+    command.args(["--kill-after", "10"]).arg(seconds.to_string()).arg(scratch.join("build/debug/martlet-sim"));
     command.env("MARTLET_PLANTED", number.to_string());
     command
 }
@@ -163,8 +166,8 @@ fn play(scratch: &Path, number: u32, seeds: u64) -> Result<Option<(String, Strin
     Ok(match (least, output.status.code()) {
         (Some((seed, words)), _) => Some((seed.to_owned(), words.to_owned())),
         // No time for more, but each of those that ended was well.
-        (None, Some(0 | 124)) if text.contains(" a second, 0 failed") || output.status.success() => None,
-        (None, Some(124)) => Some(("?".into(), "endless: a run did not end".into())),
+        (None, Some(0 | 1 | 124 | 137)) if text.contains(" a second, 0 failed") || output.status.success() => None,
+        (None, Some(124 | 137) | None) => Some(("?".into(), "endless: a run did not end".into())),
         (None, code) => Some(("?".into(), format!("crash: the run ended with {code:?}"))),
     })
 }
@@ -177,8 +180,9 @@ fn shrink(scratch: &Path, number: u32, seed: &str) -> String {
 }
 
 fn write_table(file: &Path, fates: &[Fate]) -> Result<()> {
-    let mut table =
-        format!("{BEGIN}| planted bug | where | caught by seed | broken promise | shrunk to |\n|---|---|---|---|---|\n");
+    let mut table = format!(
+        "{BEGIN}| planted bug | where | caught by seed | broken promise | shrunk to |\n|---|---|---|---|---|\n"
+    );
     for fate in fates {
         let name = fate.name.split_once('-').map_or(&*fate.name, |(_, name)| name).replace('-', " ");
         let (seed, why, left) = match &fate.caught {

@@ -249,8 +249,22 @@ impl Model {
 
     fn bfd_profile(&self, gateway: usize) -> String {
         let is = |field: u64| self.changed(field, gateway);
-        let pick = |slow: u64| if is(slow) { 1000 } else if is(12) { 200 } else { 300 };
-        let multiplier = if is(45) { 5 } else if is(12) { 4 } else { 3 };
+        let pick = |slow: u64| {
+            if is(slow) {
+                1000
+            } else if is(12) {
+                200
+            } else {
+                300
+            }
+        };
+        let multiplier = if is(45) {
+            5
+        } else if is(12) {
+            4
+        } else {
+            3
+        };
         let mut profile =
             format!("{{switch: true, minTx: {}ms, minRx: {}ms, multiplier: {multiplier}", pick(19), pick(20));
         let lines = [
@@ -274,7 +288,11 @@ impl Model {
                     text = text.replace("protocols: [TCP]", "protocols: [UDP, SCTP]\n  destinationPorts: [\"80-90\"]");
                 }
                 if self.any(40) {
-                    text.push_str(if *ipv4 { "  sourceCIDRs: [192.0.2.0/24]\n" } else { "  sourceCIDRs: [\"2001:db8::/32\"]\n" });
+                    text.push_str(if *ipv4 {
+                        "  sourceCIDRs: [192.0.2.0/24]\n"
+                    } else {
+                        "  sourceCIDRs: [\"2001:db8::/32\"]\n"
+                    });
                 }
                 if self.any(43) { text.replace("service-a", "service-x") } else { text }
             })
@@ -295,8 +313,7 @@ impl Model {
             for (number, endpoint) in self.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.present) {
                 any = true;
                 let host = if self.any(44) { 51 } else { 11 } + number;
-                let address =
-                    if *ipv4 { format!("169.111.100.{host}") } else { format!("fd00:111:100::{host}") };
+                let address = if *ipv4 { format!("169.111.100.{host}") } else { format!("fd00:111:100::{host}") };
                 let _ = write!(
                     text,
                     "- addresses: [\"{address}\"]\n  conditions: {{ready: {}}}\n  targetRef: {{kind: Pod, name: \

@@ -417,7 +417,9 @@ impl World {
                 self.pods[pod].dirty = true;
                 self.router(pod, Input::Received(ConnectionId(id), octets));
                 // What was told before the restart has been told anew, or is gone.
-                if let Some(key) = told.filter(|key| self.pods[pod].sessions.get(key) == Some(&NeighborState::Established)) {
+                if let Some(key) =
+                    told.filter(|key| self.pods[pod].sessions.get(key) == Some(&NeighborState::Established))
+                {
                     self.pods[pod].kept.remove(&key);
                 }
             }

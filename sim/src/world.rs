@@ -362,7 +362,7 @@ impl World {
                 if due.is_some_and(|at| at <= now) {
                     let spins = &mut self.pods[pod].spins;
                     *spins = if spins.0 == self.now { (self.now, spins.1 + 1) } else { (self.now, 0) };
-                    self.check.spins(spins.1);
+                    self.check.spins("the router", spins.1);
                     self.router(pod, Input::Timeout);
                     let deadline = self.pods[pod].router.as_ref().and_then(martlet_router::core::Router::deadline);
                     self.check.deadline("the router", now, deadline);
@@ -376,6 +376,8 @@ impl World {
                     return;
                 }
                 one.wake = None;
+                one.spins = if one.spins.0 == self.now { (self.now, one.spins.1 + 1) } else { (self.now, 0) };
+                self.check.spins("the gateway's speaker", one.spins.1);
                 if one.bfd.deadline().is_some_and(|at| at <= now) {
                     one.bfd.handle(now, martlet_bfd::Input::Timeout);
                 }

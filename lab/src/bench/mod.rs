@@ -9,6 +9,7 @@ pub mod lb;
 mod plot;
 mod report;
 mod router;
+mod sim;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -36,12 +37,13 @@ pub struct Options {
 type Part = fn(&Options) -> Result<Vec<Row>>;
 
 /// The parts that exist.
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("router", router::measure),
     ("bgp", bgp::measure),
     ("bfd", bfd::measure),
     ("lb", lb::measure),
     ("cluster", cluster::measure),
+    ("sim", sim::measure),
 ];
 
 /// Measures, prints a table and writes the file.
