@@ -294,7 +294,7 @@ pub fn sessions_are_gathered_into_columns_gates_and_events(cluster: &Cluster<'_>
         tenant.put(play::router("gateway-a-v4", "169.254.100.150")).await?;
         let controller = tenant.controller("one")?;
         tenant.condition("GatewayRouter", "gateway-a-v4", "Programmed", "False", "Pending").await?;
-        let deployment = tenant.get("Deployment", "sllbr-sllb-a").await?;
+        let deployment = tenant.expect("Deployment", "sllbr-sllb-a", "it is there", |_| true).await?;
         for pod in ["sllbr-1", "sllbr-2"] {
             let mut object = deployment["spec"]["template"].clone();
             object["apiVersion"] = json!("v1");

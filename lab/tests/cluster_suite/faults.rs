@@ -124,7 +124,9 @@ pub fn what_others_delete_or_change_comes_back(cluster: &Cluster<'_>) -> Result<
         let controller = tenant.controller("one")?;
         tenant.pod("target-1", "169.111.100.11", true).await?;
         tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
-        let before = tenant.get("Deployment", "sllbr-sllb-a").await?["metadata"]["uid"].clone();
+        let made = tenant.expect("Deployment", "sllbr-sllb-a", "it is there", |_| true).await?;
+        tenant.expect("PodDisruptionBudget", "sllbr-sllb-a", "it is there", |_| true).await?;
+        let before = made["metadata"]["uid"].clone();
         tenant.cluster.kubectl(&["delete", "deployment", "sllbr-sllb-a", "-n", &tenant.namespace])?;
         tenant.cluster.kubectl(&["delete", "pdb", "sllbr-sllb-a", "-n", &tenant.namespace])?;
         tenant.cluster.kubectl(&["delete", "endpointslices", "--all", "-n", &tenant.namespace])?;

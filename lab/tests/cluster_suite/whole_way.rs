@@ -383,7 +383,8 @@ fn while_the_api_server_is_away_everything_goes_on(stage: &Stage<'_, '_>, run: &
         stage.outside.expect_next_hops(3)?;
         let pods = run.block_on(stage.balancers())?;
         // An old one may be on its way out already.
-        let new = pods.iter().find(|(name, _)| !old.contains_key(*name)).context("no new pod")?.1;
+        let new = pods.iter().find(|(name, pod)| !old.contains_key(*name) && pod["status"]["podIP"].is_string());
+        let new = new.context("no new pod")?.1;
         let probes = [address(new, 2225)?, address(new, 2227)?];
         serving(&probes, true)?;
         cluster.kill_server()?;
