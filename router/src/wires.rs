@@ -239,7 +239,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.ready = pull(&mut self.out);
                 pulled = true;
                 if self.out.is_empty() {
-                    self.ready = false;
+                    // The core may have looked at many routes and found nothing to say yet: then it is asked again, next turn.
                     return Ok(pulled);
                 }
             }
@@ -302,5 +302,29 @@ impl<S> std::fmt::Debug for Wires<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ids: Vec<_> = self.open.keys().collect();
         f.debug_struct("Wires").field("open", &ids).field("closing", &self.closing.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_core_that_has_nothing_to_say_yet_is_asked_again() {
+        let (stream, _other) = tokio::io::duplex(64);
+        let mut wire = Wire { stream, out: BytesMut::new(), ready: true };
+        let mut asked = 0;
+        for _ in 0..3 {
+            let mut pull = |out: &mut BytesMut| {
+                asked += 1;
+                if asked == 3 {
+                    out.extend_from_slice(b"update");
+                }
+                asked < 3
+            };
+            let sent = poll_fn(|cx| Poll::Ready(wire.poll_send(cx, &mut pull))).await;
+            assert!(sent.unwrap());
+        }
+        assert_eq!((asked, wire.ready, wire.out.len()), (3, false, 0));
     }
 }
