@@ -32,6 +32,7 @@ fn both_sides_open_at_once_and_one_session_stays() {
             let found = play.join().unwrap();
             println!("{found:?}");
             assert!(found.faults.is_empty(), "{:#?}", found.faults);
+            assert_eq!(found.twice, 0, "the first session did not stay");
             assert!(found.simultaneous > 0, "no round had both connections up: nothing was tested");
         }
     });

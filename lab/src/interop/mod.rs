@@ -79,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
         None => println!("not written (only a part was played); {:.0} s", start.elapsed().as_secs_f64()),
     }
     let failed = outcomes.iter().map(|outcome| outcome.failures().count()).sum::<usize>();
-    if failed > 0 || collisions.iter().any(|one| !one.faults.is_empty()) {
+    if failed > 0 || collisions.iter().any(|one| !one.faults.is_empty() || one.twice > 0) {
         bail!("{failed} cells are `no`; collisions that did not end in one session: see above");
     }
     Ok(())

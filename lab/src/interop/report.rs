@@ -43,9 +43,9 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
     if !collisions.is_empty() {
         page.push_str(
             "\n## Collisions\n\nOur speaker is killed and started, the peer's session is reset, OPENs are held back until both have\n\
-             connected; then they pass. Exactly one session must stay. *Established twice*: one side was\n\
-             Established on the one connection when the other side, still in OpenConfirm, had to prefer the other one (RFC 4271\n\
-             section 6.8 leaves that window); then both go and one comes back at once. In the end the peer is killed and started.\n\n\
+             connected; then they pass. Exactly one session must stay, the first one. *Established twice*: one side was\n\
+             Established on the one connection when the other side, still in OpenConfirm, had to prefer the other one: RFC 4271\n\
+             section 6.8 leaves that window, an OPEN that we hold for a moment closes it. In the end the peer is killed and started.\n\n\
              | peer | rounds | with both connections up | Established twice | not exactly one session |\n|---|---|---|---|---|\n",
         );
         for one in collisions {
