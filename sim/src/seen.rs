@@ -46,7 +46,6 @@ const BFD: &[&str] = &[
     "bfd Up -> AdminDown",
     "bfd diagnostic None",
     "bfd diagnostic DetectionTimeExpired",
-    "bfd diagnostic EchoFailed",
     "bfd diagnostic NeighborSignaledDown",
     "bfd diagnostic AdministrativelyDown",
 ];
