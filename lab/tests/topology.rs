@@ -11,7 +11,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn topology(path: &Path, action: &str) -> (Output, String) {
-    let output = Command::new(LAB).arg("topology").arg(path).arg(action).output().unwrap();
+    let output = Command::new(LAB).arg("topology").arg(path).arg(action).output().expect("start martlet-lab");
     let said = [output.stdout.as_slice(), &output.stderr].concat();
     (output, String::from_utf8_lossy(&said).into_owned())
 }
