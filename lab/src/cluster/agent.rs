@@ -2,7 +2,7 @@
 //!
 //! A Pod is a network namespace of the lab; its containers are processes in it. `eth0` leads to the primary network and the API
 //! server; attachments are links to bridges in a fabric namespace, as the `NetworkAttachmentDefinition`s say. A Pod that names a
-//! ServiceAccount has a token of it where a kubelet would mount it. Sysctls of the Pod, readiness probes (gRPC), restarts, grace
+//! `ServiceAccount` has a token of it where a kubelet would mount it. Sysctls of the Pod, readiness probes (gRPC), restarts, grace
 //! periods and readiness gates are as a kubelet has them; other probes are not asked, and an annotation of the lab can say that an
 //! application is not ready.
 //!

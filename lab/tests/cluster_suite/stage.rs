@@ -32,7 +32,7 @@ pub const VIPS: [&str; 2] = ["20.0.0.1", "2000::1"];
 /// A pod is made, peers, hears its endpoints: on a busy machine.
 pub const LIMIT: Duration = Duration::from_mins(1);
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The ServiceAccount of the load-balancer pods: with the Roles of router and load balancer, and nothing else.
+/// The `ServiceAccount` of the load-balancer pods: with the Roles of router and load balancer, and nothing else.
 pub const ACCOUNT: &str = "sllbr";
 /// How long a pod forwards on after its end was asked for.
 const DRAIN_S: u32 = 3;
@@ -113,14 +113,14 @@ pub fn under_traffic<T>(outside: &Outside, work: impl FnOnce() -> Result<T>) -> 
         let traffic = scope.spawn(|| {
             let mut bad = Vec::new();
             while !stop.load(Ordering::Relaxed) {
-                let began = Instant::now();
+                let asked = Instant::now();
                 match outside.ask(1) {
                     Ok(_) => _ = good.fetch_add(1, Ordering::Relaxed),
                     Err(error) => {
                         let at = begin.elapsed().as_secs_f32();
                         bad.push(format!(
                             "{at:.2} s after the begin, after {:.2} s: {error:#}",
-                            began.elapsed().as_secs_f32()
+                            asked.elapsed().as_secs_f32()
                         ));
                     }
                 }

@@ -68,10 +68,10 @@ fn routers_tell_their_sessions_and_open_the_gates(stage: &Stage<'_, '_>, run: &H
         })
         .await?;
         for (name, pod) in stage.balancers().await? {
-            let state = stage.tenant.get("RouterState", &name).await?;
-            let owner = &state["metadata"]["ownerReferences"][0];
+            let told = stage.tenant.get("RouterState", &name).await?;
+            let owner = &told["metadata"]["ownerReferences"][0];
             ensure!(owner["kind"] == "Pod" && owner["uid"] == pod["metadata"]["uid"], "{owner}");
-            let writers: BTreeSet<_> = state["metadata"]["managedFields"]
+            let writers: BTreeSet<_> = told["metadata"]["managedFields"]
                 .as_array()
                 .into_iter()
                 .flatten()
@@ -79,8 +79,8 @@ fn routers_tell_their_sessions_and_open_the_gates(stage: &Stage<'_, '_>, run: &H
                 .collect();
             ensure!(writers == [("\"martlet-router\"".to_owned(), "\"Apply\"".to_owned())].into(), "{writers:?}");
             let announced =
-                state["spec"]["vips"].as_array().into_iter().flatten().filter(|vip| vip["announced"] == true);
-            ensure!(announced.count() == 2, "{}", state["spec"]);
+                told["spec"]["vips"].as_array().into_iter().flatten().filter(|vip| vip["announced"] == true);
+            ensure!(announced.count() == 2, "{}", told["spec"]);
             let gates: Vec<_> = pod["status"]["conditions"]
                 .as_array()
                 .into_iter()
@@ -426,9 +426,9 @@ fn a_pod_without_an_internal_address_is_named(stage: &Stage<'_, '_>, run: &Handl
     ensure!(message.contains("sllbr-sllb-a-") && message.contains("169.111.100.0/24"), "{message}");
     run.block_on(objects::wait_for("the new pod's sessions, without a VIP", LIMIT, async || {
         let name = message.split_whitespace().nth(1).unwrap_or_default();
-        let state = stage.tenant.get("RouterState", name).await?;
-        let up = state["spec"]["ipv4Connectivity"] == true && state["spec"]["ipv6Connectivity"] == true;
-        let vips = state["spec"]["vips"].as_array().cloned().unwrap_or_default();
+        let told = stage.tenant.get("RouterState", name).await?;
+        let up = told["spec"]["ipv4Connectivity"] == true && told["spec"]["ipv6Connectivity"] == true;
+        let vips = told["spec"]["vips"].as_array().cloned().unwrap_or_default();
         Ok((up && vips.len() == 2 && vips.iter().all(|vip| vip["announced"] == false)).then_some(()))
     }))?;
     let learned = stage.outside.next_hops()?;
