@@ -24,6 +24,14 @@ enum End {
     Queue,
 }
 
+/// The address that begins in a register.
+fn address_in(registers: &[u8], family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => <[u8; 4]>::try_from(&registers[..4]).unwrap().into(),
+        Family::Ipv6 => <[u8; 16]>::try_from(&registers[..16]).unwrap().into(),
+    }
+}
+
 /// Runs a chain over a packet whose transport header begins at `transport`.
 fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
     'rules: for rule in &made.chains[chain_of(family)].rules {
@@ -75,11 +83,7 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
                     if matches!(made.sets[set], Set::Addresses { .. }) =>
                 {
                     let Set::Addresses { family, elements } = &made.sets[set] else { continue };
-                    let at = usize::from(register.0) * 4;
-                    let address: IpAddr = match family {
-                        Family::Ipv4 => <[u8; 4]>::try_from(&registers[at..at + 4]).unwrap().into(),
-                        Family::Ipv6 => <[u8; 16]>::try_from(&registers[at..at + 16]).unwrap().into(),
-                    };
+                    let address = address_in(&registers[usize::from(register.0) * 4..], *family);
                     if !elements.contains(&address) {
                         continue 'rules;
                     }
@@ -92,11 +96,7 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
                 }
                 Expression::Lookup { register, set, found } => {
                     let Set::Prefixes { family, elements } = &made.sets[set] else { panic!("{set}") };
-                    let at = usize::from(register.0) * 4;
-                    let address: IpAddr = match family {
-                        Family::Ipv4 => <[u8; 4]>::try_from(&registers[at..at + 4]).unwrap().into(),
-                        Family::Ipv6 => <[u8; 16]>::try_from(&registers[at..at + 16]).unwrap().into(),
-                    };
+                    let address = address_in(&registers[usize::from(register.0) * 4..], *family);
                     if elements.iter().any(|net| net.contains(&address)) != *found {
                         continue 'rules;
                     }
