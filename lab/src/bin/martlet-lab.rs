@@ -25,6 +25,8 @@ enum Command {
     Bench(bench::Options),
     /// The speaker against other speakers, as those report it; writes docs/interop.md.
     Interop(interop::Options),
+    /// The demo's stage under change and traffic, round after round: nothing is lost, nothing grows.
+    Soak(demo::soak::Options),
     /// A topology of deploy/containerlab in namespaces, without containers.
     Topology(topology::Options),
     /// Removes labs that were left up or left behind.
@@ -37,6 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(options) => demo::run(&options),
+        Command::Soak(options) => demo::soak::run(&options),
         Command::App(options) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
