@@ -61,6 +61,7 @@ impl World {
         self.change(number, false);
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of fault")]
     fn change(&mut self, number: usize, begins: bool) {
         let (fault, pod, gateway) = self.fault(number);
         match fault.what {

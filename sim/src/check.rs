@@ -346,7 +346,7 @@ impl Check {
         if collision && others.any(|other| talks(&other)) {
             self.ask("collision");
             // Who has the higher identifier keeps the connection that it opened (RFC 6286 section 2.3).
-            let stays = if ours > theirs { 0 } else { 1 };
+            let stays = usize::from(ours <= theirs);
             if side == stays {
                 let message = format!(
                     "pod-{pod} closed the connection to {:?} that had to stay: it is {ours:?}, the gateway {theirs:?}",

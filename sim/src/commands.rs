@@ -211,7 +211,7 @@ fn interrupted() -> Arc<AtomicBool> {
     flag
 }
 
-fn run(seeds: u64, from: u64, jobs: u64, first: bool, seen: bool) -> bool {
+fn run(seeds: u64, from: u64, jobs: u64, first: bool, list_all: bool) -> bool {
     let started = Instant::now();
     let next = AtomicU64::new(from);
     let end = if seeds == 0 { u64::MAX } else { from.saturating_add(seeds) };
@@ -253,7 +253,7 @@ fn run(seeds: u64, from: u64, jobs: u64, first: bool, seen: bool) -> bool {
         ratio(sum.time / 1_000_000_000, seconds),
         ratio(sum.events, seconds)
     );
-    if seen {
+    if list_all {
         sum.seen.iter().for_each(|one| println!("  seen: {one}"));
     }
     let whole = report(&mut sum);
@@ -328,7 +328,9 @@ fn replay(what: &str, how: &How) -> Result<bool> {
         None => println!("no promise was broken in {} s", martlet_clock::Instant::from_nanos(outcome.time)),
     }
     let unseen = unseen(&script, &outcome);
-    unseen.iter().for_each(|one| println!("EXPECTED and not seen: {one}"));
+    for one in &unseen {
+        println!("EXPECTED and not seen: {one}");
+    }
     Ok(outcome.failure.is_none() && (unseen.is_empty() || until.is_some()))
 }
 

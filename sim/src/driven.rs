@@ -276,8 +276,8 @@ pub fn play(seed: u64) -> Run {
     let hosts: Vec<Rc<Host>> = (0..HOSTS.len()).map(host).collect();
     let all: Vec<Addresses> = hosts.iter().map(|host| host.addresses).collect();
     let acts = acts(&mut dice);
-    let mut seen: BTreeSet<&'static str> = acts.iter().map(|(_, act)| act.name()).collect();
-    seen.insert(if bfd { "BFD" } else { "no BFD" });
+    let mut faults: BTreeSet<&'static str> = acts.iter().map(|(_, act)| act.name()).collect();
+    faults.insert(if bfd { "BFD" } else { "no BFD" });
     let mut time_ms = 0;
     let failure = crate::hosts::simulate(&all, dice.roll(), async |network: &mut Hosts<'_>| {
         let began = tokio::time::Instant::now();
@@ -319,7 +319,7 @@ pub fn play(seed: u64) -> Run {
     if let Some(failure) = &failure {
         story.borrow_mut().push(format!("BROKEN {}", failure.message));
     }
-    Run { failure, story: story.take(), seen, time_ms }
+    Run { failure, story: story.take(), seen: faults, time_ms }
 }
 
 /// What is under way.

@@ -159,7 +159,9 @@ impl Hosts<'_> {
             std::mem::take(&mut self.waiting).into_iter().partition(|(from, to, _)| !self.held.contains(&(*from, *to)));
         self.waiting = rest;
         let free: Vec<(usize, usize, Packet)> = free;
-        free.into_iter().for_each(|(.., packet)| self.send(packet));
+        for (.., packet) in free {
+            self.send(packet);
+        }
     }
 
     /// Lets a tick pass.
@@ -211,9 +213,9 @@ impl Hosts<'_> {
         let mut at = self.now_ms + least + self.dice.below(most - least + 1);
         if matches!(packet.payload, Transport::Tcp(_)) {
             // TCP there takes what comes in order only.
-            let last = self.last.entry((packet.src, packet.dst)).or_default();
-            at = at.max(*last);
-            *last = at;
+            let before = self.last.entry((packet.src, packet.dst)).or_default();
+            at = at.max(*before);
+            *before = at;
         }
         self.sent += 1;
         self.pending.insert((at, self.sent), packet);

@@ -188,19 +188,19 @@ impl Peer {
     /// Time passes: keepalives, hold timers, connects to pods that do not connect to us. One that does not read does not
     /// know that it hears nothing.
     pub fn tick(&mut self, now: u64, pods: usize, families: &[bool], deaf: bool) {
-        let mut dead = Vec::new();
+        let mut over = Vec::new();
         for (stream, talk) in &mut self.talks {
             if deaf {
                 talk.heard_at = now;
             }
             if now >= talk.heard_at + talk.hold_s * SECOND {
-                dead.push((*stream, talk.opened));
+                over.push((*stream, talk.opened));
             } else if talk.opened && now >= talk.said_at + SECOND {
                 talk.said_at = now;
                 self.wants.push(Want::Send(*stream, decode::message(4, &[])));
             }
         }
-        for (stream, opened) in dead {
+        for (stream, opened) in over {
             self.talks.remove(&stream);
             if opened {
                 self.wants.push(Want::Send(stream, decode::message(3, &[4, 0])));
