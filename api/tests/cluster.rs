@@ -154,11 +154,11 @@ async fn objects_are_read_one_by_one_and_kept_while_the_server_is_away() {
 
 #[tokio::test]
 async fn nothing_is_shown_before_a_slow_list_has_ended_and_later_it_holds_up_no_other() {
-    let (routers, routes) = (format!("{OURS}gatewayrouters"), format!("{OURS}l34routes"));
+    let (peers, routes) = (format!("{OURS}gatewayrouters"), format!("{OURS}l34routes"));
     let world = Arc::new(Mutex::new(World::default()));
     {
         let mut world = world.lock().unwrap();
-        world.lists.insert(routers.clone(), vec![router("a", &json!("10.0.0.1"))]);
+        world.lists.insert(peers.clone(), vec![router("a", &json!("10.0.0.1"))]);
         world.lists.insert(routes.clone(), Vec::new());
         world.stuck.insert(routes.clone());
     }
@@ -179,7 +179,7 @@ async fn nothing_is_shown_before_a_slow_list_has_ended_and_later_it_holds_up_no_
     {
         let mut world = world.lock().unwrap();
         world.stuck.insert(routes);
-        world.lists.insert(routers, vec![router("a", &json!("10.0.0.9"))]);
+        world.lists.insert(peers, vec![router("a", &json!("10.0.0.9"))]);
     }
     let fake = Fake::start(world, &address.to_string()).await;
     let seen = until(&mut objects, |objects| addresses(objects) == ["10.0.0.9"]).await;

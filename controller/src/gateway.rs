@@ -182,7 +182,7 @@ fn endpoints(known: &Known<'_>) -> Option<Say> {
 
 /// VIPs that are announced, because one of their routes has a ready endpoint, although another has none: its packets are lost.
 fn partially_served(view: &View) -> Option<Say> {
-    let serves = |service: &str, vip: &IpNet| {
+    let has_endpoint = |service: &str, vip: &IpNet| {
         let endpoints = view.services.get(service).into_iter().flat_map(|service| service.endpoints.values());
         let has_family =
             |endpoint: &&Endpoint| if vip.addr().is_ipv4() { endpoint.ipv4.is_some() } else { endpoint.ipv6.is_some() };
@@ -192,7 +192,7 @@ fn partially_served(view: &View) -> Option<Say> {
     for (name, route) in &view.routes {
         for vip in &route.destinations {
             let (served, unserved) = by_vip.entry(vip).or_default();
-            if serves(&route.backend, vip) {
+            if has_endpoint(&route.backend, vip) {
                 *served += 1;
             } else {
                 unserved.push(name);

@@ -43,7 +43,6 @@ pub async fn serve(address: SocketAddr, health: &Health, tasks: &mut JoinSet<()>
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpListener;
-    use tokio::net::TcpListener;
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
 

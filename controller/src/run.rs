@@ -82,9 +82,7 @@ pub async fn run(mut options: Options) -> Result<()> {
     let health = Health::default();
     let mut tasks = JoinSet::new();
     if let Some(address) = options.health {
-        health::serve(address, &health, &mut tasks)
-            .await
-            .with_context(|| format!("serve health on {address}"))?;
+        health::serve(address, &health, &mut tasks).await.with_context(|| format!("serve health on {address}"))?;
     }
     let mut stop = options.stop.clone();
     while !*stop.borrow() {

@@ -52,7 +52,7 @@ pub fn tell(cluster: Option<Cluster>, asker: Asker, options: &Options) -> Arc<No
 /// The state that a cluster is told.
 pub fn state(status: &Status, gateway: &str, pod: &str) -> RouterStateSpec {
     let sessions = status.peers.iter().map(|(name, peer)| {
-        let bfd = peer.bfd.as_ref().map(|session| status.bfd.get(session));
+        let bfd = peer.bfd.as_ref().and_then(|session| status.bfd.get(session));
         session(name, peer, bfd)
     });
     let vips = status.vips.iter().map(|(vip, view)| VipState {
@@ -71,12 +71,12 @@ pub fn state(status: &Status, gateway: &str, pod: &str) -> RouterStateSpec {
 }
 
 /// `bfd`: what is known of the session that supervises it, if one does.
-fn session(name: &str, peer: &PeerView, bfd: Option<Option<&BfdView>>) -> SessionState {
+fn session(name: &str, peer: &PeerView, bfd: Option<&BfdView>) -> SessionState {
     let is_static = peer.protocol == "Static";
-    let bfd_down = bfd.flatten().filter(|view| view.state != "Up" && view.diagnostic != "None");
+    let bfd_down = bfd.filter(|view| view.state != "Up" && view.diagnostic != "None");
     let bfd_error = bfd_down.map(|view| format!("BFD {}: {}", view.state, view.diagnostic));
     let errors: Vec<_> = bfd_error.into_iter().chain(peer.last_error.clone().filter(|_| !peer.up)).collect();
-    let age_s = if is_static { bfd.flatten().map(|view| view.since_s) } else { Some(peer.since_s) };
+    let age_s = if is_static { bfd.map(|view| view.since_s) } else { Some(peer.since_s) };
     SessionState {
         router: name.to_owned(),
         up: peer.up,
@@ -85,7 +85,7 @@ fn session(name: &str, peer: &PeerView, bfd: Option<Option<&BfdView>>) -> Sessio
             "-" => "NotTried".to_owned(),
             _ => peer.state.clone(),
         },
-        bfd: bfd.map(|view| view.map_or_else(|| "Down".to_owned(), |view| view.state.clone())),
+        bfd: peer.bfd.as_ref().map(|_| bfd.map_or_else(|| "Down".to_owned(), |view| view.state.clone())),
         since: age_s.map(ago),
         last_error: (!errors.is_empty()).then(|| errors.join("; ")),
     }
@@ -138,11 +138,12 @@ mod tests {
     #[test]
     fn bfd_is_told_only_of_what_it_supervises_and_with_its_diagnostic() {
         let down = bfd("Down", "ControlDetectionTimeExpired");
-        let told = session("a", &peer("Active", "BGP"), Some(Some(&down)));
+        let told = session("a", &peer("Active", "BGP"), Some(&down));
         assert_eq!(told.bfd.as_deref(), Some("Down"));
         assert_eq!(told.last_error.as_deref(), Some("BFD Down: ControlDetectionTimeExpired; Cease/BFD Down"));
-        assert_eq!(session("a", &peer("Active", "BGP"), None).bfd, None);
-        let told = session("a", &peer("Up", "Static"), Some(Some(&bfd("Up", "None"))));
+        let alone = PeerView { bfd: None, ..peer("Active", "BGP") };
+        assert_eq!(session("a", &alone, None).bfd, None);
+        let told = session("a", &peer("Up", "Static"), Some(&bfd("Up", "None")));
         assert_eq!((told.state.as_str(), told.up, told.last_error), ("Static", true, None));
     }
 }

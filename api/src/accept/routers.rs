@@ -63,12 +63,12 @@ fn resolve(objects: &Objects, name: &ObjectName, router: &mut GatewayRouter, tol
             if let Some(tcp_ao) = &mut bgp.extra.tcp_ao {
                 fill("spec.bgp.tcpAo", &mut tcp_ao.key, LONGEST_TCP_KEY);
             }
-            for (field, longest, password) in bfd_keys(bgp.bfd.as_mut()) {
+            for (field, longest, password) in bgp.bfd.iter_mut().flat_map(bfd_keys) {
                 fill(&format!("spec.bgp.bfd.authentication{field}"), password, longest);
             }
         }
         Protocol::Static(bfd) => {
-            for (field, longest, password) in bfd_keys(bfd.as_mut()) {
+            for (field, longest, password) in bfd.iter_mut().flat_map(bfd_keys) {
                 fill(&format!("spec.static.bfd.authentication{field}"), password, longest);
             }
         }
@@ -81,8 +81,8 @@ fn resolve(objects: &Objects, name: &ObjectName, router: &mut GatewayRouter, tol
 }
 
 /// The keys of a BFD session, which fields they are and how long they may be: RFC 5880 sections 4.2 to 4.4.
-fn bfd_keys(bfd: Option<&mut Bfd>) -> Vec<(String, usize, &mut Password)> {
-    let Some(Bfd { auth: Some((kind, _, password)), auth_accepts, .. }) = bfd else { return Vec::new() };
+fn bfd_keys(bfd: &mut Bfd) -> Vec<(String, usize, &mut Password)> {
+    let Bfd { auth: Some((kind, _, password)), auth_accepts, .. } = bfd else { return Vec::new() };
     let longest = if kind.ends_with("SHA1") { 20 } else { 16 };
     let accepted = auth_accepts.iter_mut().enumerate();
     let accepted = accepted.map(|(place, (_, password))| (format!(".accept[{place}]"), longest, password));

@@ -266,6 +266,7 @@ pub struct BfdAuthentication {
 /// A key of BFD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the names of the object's fields, as in `auth` of the seed")]
 pub struct BfdKey {
     /// The number of the key.
     #[serde(rename = "keyID")]

@@ -125,7 +125,7 @@ impl Lateness {
         match bucket {
             0 => 1,
             1 | 2 => 2,
-            _ if bucket % 2 == 0 => 1 << (bucket / 2),
+            _ if bucket.is_multiple_of(2) => 1 << (bucket / 2),
             _ => 3 << ((bucket - 3) / 2),
         }
     }
