@@ -160,7 +160,7 @@ impl Player {
     /// Reads once; false at the end.
     fn read(&mut self, limit: Duration) -> Result<bool> {
         self.stream.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-        let mut buffer = [0; 65536];
+        let mut buffer = vec![0; 65536];
         match self.stream.read(&mut buffer) {
             Ok(0) => Ok(false),
             Ok(count) => {

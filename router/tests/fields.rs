@@ -12,7 +12,7 @@ use martlet_api::view::ObjectName;
 use martlet_bgp::{Bfd, Family, Import, NeighborId, Role};
 use martlet_router::intent::{Intent, Settings};
 
-async fn intent() -> Intent {
+fn intent() -> Intent {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples/all-fields.yaml");
     let dir = std::env::temp_dir().join(format!("martlet-fields-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
@@ -25,7 +25,7 @@ async fn intent() -> Intent {
 
 #[tokio::test]
 async fn every_field_of_a_gateway_router_is_in_force() {
-    let intent = intent().await;
+    let intent = intent();
     let near = &intent.neighbors[&NeighborId::new("gateway-bgp")];
     let (config, transport) = (&near.config, &near.transport);
     assert_eq!(near.description.as_deref(), Some("The left one of the two in rack 7"));

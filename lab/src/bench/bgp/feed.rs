@@ -38,8 +38,8 @@ const fn mixed(mut z: u64) -> u64 {
 }
 
 /// A number for a prefix: sums of them tell two sets apart.
-pub const fn mark(bits: u8, address: u32) -> u64 {
-    mixed(((bits as u64) << 32) | address as u64)
+pub fn mark(bits: u8, address: u32) -> u64 {
+    mixed((u64::from(bits) << 32) | u64::from(address))
 }
 
 /// Space that no route of the table may lie in: private, loopback, link-local, and 20.0.0.0/8, which is ours.
