@@ -1,4 +1,4 @@
-//! BFD and those who use it (RFC 5882), with the product and FRR: strict mode, AdminDown, a real Down. Needs root, FRR and
+//! BFD and those who use it (RFC 5882), with the product and FRR: strict mode, `AdminDown`, a real Down. Needs root, FRR and
 //! the product (`MARTLET_BIN`, else `target/lab/martlet`).
 
 #![expect(clippy::unwrap_used, reason = "a test that meets an error has failed")]

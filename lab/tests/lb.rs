@@ -43,8 +43,8 @@ fn send(stage: &Stage, ports: impl Iterator<Item = u16> + Send, vip: Ipv4Addr, p
 /// Waits until the load balancer has counted what is wanted for each endpoint of a service.
 fn wait_for_counts(stage: &Stage, service: &str, wanted: &BTreeMap<u32, u64>) {
     until(&format!("the counters of {service}"), LIMIT, || {
-        let Ok(state) = stage.state() else { return Ok(Seen::not_yet("no answer")) };
-        let of_service = state.endpoints.iter().filter(|endpoint| endpoint.service == service);
+        let Ok(shown) = stage.state() else { return Ok(Seen::not_yet("no answer")) };
+        let of_service = shown.endpoints.iter().filter(|endpoint| endpoint.service == service);
         let counted: BTreeMap<u32, u64> = of_service
             .filter(|endpoint| endpoint.count.packets > 0)
             .map(|endpoint| (endpoint.identifier, endpoint.count.packets))
@@ -93,10 +93,10 @@ fn a_hundred_services_have_a_hundred_vips_and_auto_takes_smaller_tables_or_the_q
     };
     let wait = |count: usize, engine: &str| {
         until(&format!("{count} services, {engine}"), LOADED, || {
-            let Ok(state) = stage.state() else { return Ok(Seen::not_yet("no answer")) };
-            let ready = state.vips.values().filter(|vip| vip.ready).count();
-            let is_so = ready == count + 1 && state.engine.starts_with("kernel: ") == (engine == "kernel");
-            Ok(if is_so { Seen::Yes(state.engine) } else { Seen::not_yet(format!("{ready} ready, {}", state.engine)) })
+            let Ok(shown) = stage.state() else { return Ok(Seen::not_yet("no answer")) };
+            let ready = shown.vips.values().filter(|vip| vip.ready).count();
+            let is_so = ready == count + 1 && shown.engine.starts_with("kernel: ") == (engine == "kernel");
+            Ok(if is_so { Seen::Yes(shown.engine) } else { Seen::not_yet(format!("{ready} ready, {}", shown.engine)) })
         })
         .unwrap()
     };

@@ -279,7 +279,7 @@ fn with_the_router_stopped_no_packet_of_a_vip_leaves_by_the_main_table() {
     stage.until_hops(false, &[gateway(1, false)]).unwrap();
     // The load balancer's rules are still there, and forward to the application; it answers into nothing.
     stage.stop_router(Signal::Term).unwrap();
-    assert_eq!(stage.default_hops(false).unwrap(), [] as [IpAddr; 0]);
+    assert_eq!(stage.default_hops(false).unwrap(), Vec::<IpAddr>::new());
     let primary = stage.primary.clone();
     primary.ip("addr add 198.51.100.1/32 dev lo").unwrap();
     let mut capture = Capture::start(&stage.lab, &primary, "eth0", PORT, "ip").unwrap();
@@ -316,10 +316,10 @@ fn a_kernel_that_says_more_than_can_be_heard_is_read_anew() {
     let router = stage.router.clone().unwrap();
     router.signal(Signal::Stop).unwrap();
     // While it does not listen: far more events than its socket holds, then our route is gone.
-    let routes: Vec<String> = (0..40_000_u32)
+    let flood: Vec<String> = (0..40_000_u32)
         .map(|n| format!("route add blackhole 10.{}.{}.{}/32 table 77", 100 + (n >> 16), (n >> 8) & 255, n & 255))
         .collect();
-    stage.pod.ip(&routes.join("\n")).unwrap();
+    stage.pod.ip(&flood.join("\n")).unwrap();
     stage.pod.ip("route flush table 77\nroute del default table 4096 metric 20").unwrap();
     router.signal(Signal::Cont).unwrap();
     stage.until_hops(false, &[gateway(1, false)]).unwrap();

@@ -1,6 +1,7 @@
 //! Two pods behind the equal-cost routes of one gateway: replicas agree, one dies, one loses its inside link.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -232,9 +233,10 @@ fn fragments_that_arrive_at_different_pods_meet_at_one_endpoint() {
 fn objects() -> String {
     let mut endpoints = String::new();
     for number in 1..=APPLICATIONS {
-        endpoints += &format!(
+        let _ = writeln!(
+            endpoints,
             "- {{addresses: [10.9.0.1{number}], conditions: {{ready: true}}, zone: \"{number}\", \
-             targetRef: {{kind: Pod, name: app-{number}}}}}\n"
+             targetRef: {{kind: Pod, name: app-{number}}}}}"
         );
     }
     format!("{OBJECTS}{endpoints}")
