@@ -1,6 +1,6 @@
 //! Writes the `RouterState` of a pod: only what changed, at most once a second.
 //!
-//! [`Pace`] is pure: what was told, what is to be told, and when. What traffic hangs on is told within a second; words that may
+//! `Pace` is pure: what was told, what is to be told, and when. What traffic hangs on is told within a second; words that may
 //! change all the time while a gateway does not answer wait longer, so that a hundred pods do not burden the API server.
 
 use std::time::Duration;

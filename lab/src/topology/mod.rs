@@ -1,6 +1,6 @@
 //! `martlet-lab topology`: the topologies of `deploy/containerlab` without containers.
 //!
-//! A file in containerlab's format, of which [mod@file] reads a strict subset, becomes a stage of namespaces ([`stage`]); then the
+//! A file in containerlab's format, of which [`mod@file`] reads a strict subset, becomes a stage of namespaces ([`stage`]); then the
 //! topology's own `check` looks at it from outside, the same program that looks at the containers. Knows no product.
 
 pub mod file;
