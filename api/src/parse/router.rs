@@ -186,7 +186,11 @@ fn bfd(check: &mut Check, field: &str, spec: &crd::BfdSpec, path: Option<&crd::M
         check.refuse(format!("{field}.echo"), "", "excludes multihop (RFC 5883, section 3): remove one of them");
     }
     if unaffiliated && spec.echo.is_none() {
-        check.refuse(format!("{field}.unaffiliated"), "true", "must come with echo, the interval of the packets (RFC 9747)");
+        check.refuse(
+            format!("{field}.unaffiliated"),
+            "true",
+            "must come with echo, the interval of the packets (RFC 9747)",
+        );
     }
     let auth = spec.authentication.as_ref().map(|auth| {
         let field = format!("{field}.authentication");
