@@ -88,9 +88,8 @@ impl Classifier {
         let vips = by_vip.into_iter().map(|(vip, routes)| (vip, Groups::new(vip, &routes))).collect();
         let sctp_in_udp = sorted.iter().map(|(_, route)| route.sctp_in_udp_port).collect();
         let translations = sorted.iter().map(|(_, route)| {
-            let number =
-                |((transport, port), target): (&(TransportProtocol, u16), &u16)| ((number(*transport), *port), *target);
-            route.port_translations.iter().map(number).collect()
+            let all = crate::translate::translations(route);
+            all.map(|((transport, port), target)| ((number(transport), port), target)).collect()
         });
         let translations = translations.collect();
         let ends = sorted.iter().flat_map(|(_, route)| &route.byte_matches);
