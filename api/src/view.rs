@@ -98,6 +98,16 @@ pub enum Protocol {
     Static(Option<Bfd>),
 }
 
+impl Protocol {
+    /// The BFD session that supervises it.
+    pub fn bfd(&self) -> Option<&Bfd> {
+        match self {
+            Self::Bgp(bgp) => bgp.bfd.as_ref(),
+            Self::Static(bfd) => bfd.as_ref(),
+        }
+    }
+}
+
 /// A BGP neighbour. What is `None` takes the default of the process (`NFE_*`), else of the house.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bgp {
@@ -237,6 +247,44 @@ impl Default for Bfd {
             auth: None,
             auth_accepts: Vec::new(),
             multihop_hops: None,
+        }
+    }
+}
+
+impl Bfd {
+    /// Why two users of one neighbour cannot share its session (RFC 5882 section 2): the field in which they contradict each
+    /// other. One that goes over several hops and one that does not are two sessions.
+    pub fn contradicts(&self, other: &Self) -> Option<&'static str> {
+        let names = |(id, password): &(u8, Password)| (*id, password.source.clone(), password.key.clone());
+        let keys = |bfd: &Self| {
+            let auth = bfd.auth.as_ref().map(|(kind, id, password)| (kind.clone(), names(&(*id, password.clone()))));
+            (auth, bfd.auth_accepts.iter().map(names).collect::<Vec<_>>())
+        };
+        if self.multihop_hops.is_some() != other.multihop_hops.is_some() {
+            None
+        } else if self.unaffiliated != other.unaffiliated {
+            Some("unaffiliated")
+        } else if keys(self) != keys(other) {
+            Some("authentication")
+        } else {
+            None
+        }
+    }
+
+    /// What a session is that both use: of each parameter the more aggressive one, so that none hears of a failure later than it
+    /// asked for.
+    #[must_use]
+    pub fn shared_with(&self, other: &Self) -> Self {
+        let least = |one: Option<_>, other: Option<_>| one.into_iter().chain(other).min();
+        Self {
+            min_tx: self.min_tx.min(other.min_tx),
+            min_rx: self.min_rx.min(other.min_rx),
+            multiplier: self.multiplier.min(other.multiplier),
+            strict: self.strict || other.strict,
+            echo: least(self.echo, other.echo),
+            echo_receive: least(self.echo_receive, other.echo_receive),
+            multihop_hops: self.multihop_hops.into_iter().chain(other.multihop_hops).min(),
+            ..self.clone()
         }
     }
 }

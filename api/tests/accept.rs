@@ -410,6 +410,30 @@ fn of_two_routers_with_one_address_the_first_by_name_wins() {
     assert_eq!(view.routers.len(), 2, "link-local on two links");
 }
 
+#[test]
+fn a_bgp_neighbour_may_be_a_static_next_hop_too_unless_their_bfd_sessions_contradict_each_other() {
+    let both = |one: &str, other: &str| {
+        let bgp = router("a", &format!("address: 10.0.0.1, bgp: {{bfd: {{switch: true, {one}}}}}"));
+        let hop = router("b", &format!("address: 10.0.0.1, protocol: Static, static: {{bfd: {{{other}}}}}"));
+        seen(&[GATEWAY, SECRET, &bgp, &hop])
+    };
+    let auth = |kind: &str| format!("authentication: {{type: {kind}, keyID: 1, keySource: keys, keyName: md5}}");
+    let view = both(&auth("KeyedSHA1"), &format!("switch: true, minRx: 50ms, {}", auth("KeyedSHA1")));
+    assert_eq!(view.routers.len(), 2, "{:#?}", view.conditions);
+    let view = both(&auth("KeyedSHA1"), "switch: false");
+    assert_eq!(view.routers.len(), 2, "who uses no session contradicts nobody");
+    for (one, other, field) in [
+        (auth("KeyedSHA1"), auth("KeyedMD5"), "authentication"),
+        (String::new(), auth("KeyedMD5"), "authentication"),
+        (String::new(), "echo: 50ms, unaffiliated: true".to_owned(), "unaffiliated"),
+    ] {
+        let view = both(&one, &format!("switch: true, {other}"));
+        assert_eq!(view.routers.keys().map(|name| &**name).collect::<Vec<_>>(), ["a"]);
+        let field = format!("spec.static.bfd.{field}");
+        says(condition(&view, Kind::GatewayRouter, "b", "Accepted"), false, "Conflict", &[&field, "GatewayRouter a"]);
+    }
+}
+
 const SECRET: &str =
     "{apiVersion: v1, kind: Secret, metadata: {name: keys}, data: {md5: c2VjcmV0}, stringData: {empty: ''}}";
 

@@ -100,6 +100,10 @@ pub struct Args {
     /// Readiness needs a gateway router that is Up.
     #[arg(long, env = "MARTLET_HEALTH_NEEDS_EGRESS")]
     health_needs_egress: bool,
+    /// A standstill of this machine is not taken for silence of a BFD neighbour: what waits in the sockets is read before
+    /// a session is Down, and it is given one interval more, once [default: true]
+    #[arg(long, env = "MARTLET_BFD_STALL_GUARD", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    bfd_stall_guard: Option<bool>,
     /// Remove the routes and rules that a router left, and end.
     #[arg(long)]
     clean: bool,
@@ -154,6 +158,7 @@ impl Args {
         options.router_id = self.router_id.or(options.router_id);
         options.metrics = self.metrics.or(options.metrics);
         options.health_needs_egress |= self.health_needs_egress;
+        put(&mut options.bfd_stall_guard, self.bfd_stall_guard);
         if let Some(path) = self.control_socket {
             options.control_socket = (!path.is_empty()).then(|| path.into());
         }
@@ -224,6 +229,13 @@ mod tests {
         assert!(error.contains("--bgp-hold-time 2") && error.contains("at least 3"), "{error}");
         let error = options(&[], &[("NFE_TABLE_ID", "many")]).unwrap_err().to_string();
         assert!(error.contains("NFE_TABLE_ID"), "{error}");
+    }
+
+    #[test]
+    fn the_stall_guard_of_bfd_is_on_unless_it_is_switched_off() {
+        let guarded = |flags: &[&str]| options(flags, &[]).unwrap().bfd_stall_guard;
+        assert!(guarded(&[]) && guarded(&["--bfd-stall-guard"]) && guarded(&["--bfd-stall-guard", "true"]));
+        assert!(!guarded(&["--bfd-stall-guard", "false"]));
     }
 
     #[test]

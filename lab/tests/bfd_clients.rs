@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use martlet_lab::peer::frr::Frr;
 use martlet_lab::stage::{Stage, VIPS, frr_config, gateway};
+use martlet_lab::wait::{LIMIT, Seen, until};
 use martlet_lab::{Cut, preflight};
 use martlet_router::core::{BfdView, Status};
 
@@ -59,6 +60,73 @@ fn a_strict_session_waits_for_bfd_and_ends_with_it() {
     stage.until("the end of it", |status| is(status, "strict", "Idle", "Down")).unwrap();
     stage.fabric.mend("gateway-1").unwrap();
     stage.until("it again", |status| is(status, "strict", "Established", "Up")).unwrap();
+}
+
+#[test]
+fn a_bgp_neighbour_that_is_a_static_next_hop_too_shares_its_session() {
+    const PATIENT: &str = "protocol: Static\nstatic: {bfd: {switch: true, minTx: 600ms, minRx: 300ms, multiplier: 5}}";
+    preflight::check().unwrap();
+    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
+    let frr = stage.frr(1, &frr_config(1, false, &WITH_BFD, &[])).unwrap();
+    let hop = gateway(1, false);
+    // FRR's session stays when its BGP session goes.
+    configure(&frr, &["bfd", &format!("peer {} interface eth0", martlet_lab::stage::pod(false)), "profile lab"]);
+    stage.put_router("gw", hop, &format!("bgp: {{{SUPERVISED}}}}}")).unwrap();
+    stage.put_router("hop", hop, PATIENT).unwrap();
+    stage.start_router(&[]).unwrap();
+    let both = |status: &Status| is(status, "gw", "Established", "Up") && is(status, "hop", "Up", "Up");
+    stage.until("both Up", both).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let status = stage.until("both to stay Up", both).unwrap();
+    assert_eq!(status.bfd.len(), 1, "{:#?}", status.bfd);
+    stage.until_hops(false, &[hop]).unwrap();
+    // Of each parameter the more aggressive one: 300 ms, 300 ms, 3.
+    let theirs = || frr.show("show bfd peers json").unwrap();
+    let session = theirs();
+    assert_eq!(session.as_array().map(Vec::len), Some(1), "{session}");
+    assert_eq!(
+        (&session[0]["remote-transmit-interval"], &session[0]["remote-detect-multiplier"]),
+        (&300.into(), &3.into())
+    );
+    let discriminator = session[0]["remote-id"].clone();
+    let established = counter(&stage, "gw", "established");
+
+    // One leaves, the other keeps the session, with its own parameters by now.
+    stage.remove("gw").unwrap();
+    stage.until("the hop alone", |status| status.peers.len() == 1 && is(status, "hop", "Up", "Up")).unwrap();
+    until("FRR to know the parameters of the one that is left", LIMIT, || {
+        let session = theirs();
+        let known = session[0]["remote-transmit-interval"] == 600 && session[0]["remote-detect-multiplier"] == 5;
+        Ok(if known { Seen::Yes(()) } else { Seen::not_yet(session.to_string()) })
+    })
+    .unwrap();
+    stage.put_router("gw", hop, &format!("bgp: {{{SUPERVISED}}}}}")).unwrap();
+    stage.until("both again", both).unwrap();
+    let session = theirs();
+    assert_eq!(
+        (&session[0]["remote-id"], &session[0]["status"]),
+        (&discriminator, &"up".into()),
+        "the same session: {session}"
+    );
+    println!("  a BGP neighbour and a static next hop: one session, of each parameter the more aggressive one");
+
+    // Its failure is told to both.
+    stage.fabric.cut("gateway-1", Cut::Silent).unwrap();
+    stage
+        .until("the end of both", |status| is(status, "gw", "Idle", "Down") && is(status, "hop", "Down", "Down"))
+        .unwrap();
+    stage.until_hops(false, &[]).unwrap();
+    stage.fabric.mend("gateway-1").unwrap();
+    stage.until("both back", both).unwrap();
+    assert_eq!(established, 1);
+
+    // Who contradicts it is refused, and disturbs nobody.
+    let contradicting = PATIENT.replace("switch: true", "switch: true, echo: 100ms, unaffiliated: true");
+    stage.put_router("hop", hop, &contradicting).unwrap();
+    let refused = stage.until("the refusal", |status| !status.peers.contains_key("hop")).unwrap();
+    assert!(is(&refused, "gw", "Established", "Up"));
+    let said = stage.ask(&["show", "objects"]).unwrap();
+    assert!(said.contains("Conflict") && said.contains("spec.static.bfd.unaffiliated"), "{said}");
 }
 
 #[test]

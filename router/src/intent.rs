@@ -11,12 +11,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use martlet_api::readiness::Families;
 use martlet_api::view::{self, Condition, ObjectName, Protocol, View};
-use martlet_bfd::{Auth, AuthKey, AuthKind, SessionConfig, SessionId};
+use martlet_bfd::{SessionConfig, SessionId};
 use martlet_bgp::{
     Bfd, Export, Family, GracefulRestart, HoldTime, Import, NeighborConfig, NeighborId, PrefixLimit, PrefixRange, Role,
 };
 
 use crate::net_ao::{Algorithm, AoKey};
+use crate::supervision::Supervision;
 
 /// Seconds that a neighbour is asked to keep our routes while we restart, unless its object says otherwise.
 const RESTART_TIME_S: u16 = 120;
@@ -184,23 +185,23 @@ impl Intent {
             conditions: view.conditions.clone(),
         };
         let mut taken = BTreeMap::new();
+        let mut supervision = Supervision::new(view, &settings.external_interface);
         for (name, router) in &view.routers {
             let interface = router.interface.clone().unwrap_or_else(|| settings.external_interface.clone());
-            if let Some(first) = taken.insert((router.address, interface.clone()), name.clone()) {
-                taken.insert((router.address, interface.clone()), first.clone());
+            // A BGP neighbour may be a static next hop too.
+            let place = (router.address, interface.clone(), matches!(router.protocol, Protocol::Bgp(_)));
+            if let Some(first) = taken.get(&place) {
                 let reason =
                     format!("{} on {interface} is already the address of GatewayRouter {first}", router.address);
                 intent.withheld.insert(name.clone(), reason.into());
                 continue;
             }
-            let added = match &router.protocol {
-                Protocol::Bgp(bgp) => intent.add_neighbor(name, router, &interface, bgp),
-                Protocol::Static(bfd) => intent.add_static(name, router, &interface, bfd.as_ref()),
-            };
-            if let Err(reason) = added {
+            if let Err(reason) = intent.add(name, router, &interface, &mut supervision) {
                 intent.withheld.insert(name.clone(), reason.into());
             }
+            taken.insert(place, name.clone());
         }
+        intent.bfd = supervision.sessions;
         for address in &settings.vrrps {
             let (address, interface) = (*address, settings.external_interface.clone());
             intent.statics.insert(format!("vrrp-{address}").into(), Static { address, interface, bfd: None });
@@ -208,93 +209,25 @@ impl Intent {
         intent
     }
 
-    fn add_neighbor(
+    fn add(
         &mut self,
         name: &Arc<str>,
         router: &view::GatewayRouter,
         interface: &Arc<str>,
-        bgp: &view::Bgp,
+        supervision: &mut Supervision,
     ) -> Result<(), String> {
-        let key = bgp.password.as_ref().map(|password| secret(password).map(Key)).transpose()?;
-        let extra = &bgp.extra;
-        let multihop = extra.multihop_ttl.is_some();
-        let bfd = match &bgp.bfd {
-            Some(profile) => {
-                let id = session_id(router.address, interface, profile, extra.source_address);
-                self.add_session(&id, profile)?;
-                Some(id)
+        match &router.protocol {
+            Protocol::Bgp(bgp) => {
+                let neighbor = neighbor(router, interface, bgp, &self.settings)?;
+                let bfd = supervision.client(name, router, interface)?;
+                self.neighbors.insert(NeighborId(name.clone()), Neighbor { bfd, ..neighbor });
             }
-            None => None,
-        };
-        let config = neighbor_config(bgp, &self.settings, router.address);
-        let ttl = match (extra.ttl_security, extra.multihop_ttl) {
-            (true, _) => 255,
-            (false, Some(ttl)) => ttl,
-            (false, None) if config.remote_as == Some(config.local_as) => 64,
-            (false, None) => 1,
-        };
-        let min_ttl = extra.ttl_security.then(|| 255 - extra.multihop_ttl.map_or(0, |hops| hops.saturating_sub(1)));
-        let transport = Transport {
-            address: router.address,
-            interface: interface.clone(),
-            local_port: bgp.local_port.unwrap_or(self.settings.local_port),
-            remote_port: bgp.remote_port.unwrap_or(self.settings.remote_port),
-            source: extra.source_address,
-            ttl,
-            min_ttl,
-            multihop,
-            key,
-            ao: extra.tcp_ao.as_ref().map(ao_key).transpose()?,
-        };
-        let neighbor = Neighbor { config, transport, bfd, description: router.description.clone() };
-        self.neighbors.insert(NeighborId(name.clone()), neighbor);
-        Ok(())
-    }
-
-    fn add_static(
-        &mut self,
-        name: &Arc<str>,
-        router: &view::GatewayRouter,
-        interface: &Arc<str>,
-        profile: Option<&view::Bfd>,
-    ) -> Result<(), String> {
-        let bfd = match profile {
-            Some(profile) => {
-                let id = session_id(router.address, interface, profile, None);
-                self.add_session(&id, profile)?;
-                Some(id)
+            Protocol::Static(_) => {
+                let bfd = supervision.client(name, router, interface)?;
+                let gateway = Static { address: router.address, interface: interface.clone(), bfd };
+                self.statics.insert(name.clone(), gateway);
             }
-            None => None,
-        };
-        let gateway = Static { address: router.address, interface: interface.clone(), bfd };
-        self.statics.insert(name.clone(), gateway);
-        Ok(())
-    }
-
-    fn add_session(&mut self, id: &SessionId, profile: &view::Bfd) -> Result<(), String> {
-        let auth = match &profile.auth {
-            Some((kind, id, password)) => {
-                let kind = auth_kind(kind).ok_or_else(|| format!("bfd.auth: {kind:?} is no kind of authentication"))?;
-                // The first signs; all are accepted.
-                let keys =
-                    std::iter::once((id, password)).chain(profile.auth_accepts.iter().map(|(id, key)| (id, key)));
-                let keys = keys.map(|(id, key)| Ok(AuthKey { id: *id, secret: secret(key)?.to_vec() }));
-                Some(Auth { kind, keys: keys.collect::<Result<_, String>>()? })
-            }
-            None => None,
-        };
-        let config = SessionConfig {
-            min_tx: profile.min_tx,
-            min_rx: profile.min_rx,
-            multiplier: profile.multiplier,
-            auth,
-            echo: profile.echo,
-            echo_rx: profile.echo_receive,
-            unaffiliated: profile.unaffiliated,
-            min_ttl: least_ttl(profile.multihop_hops),
-            ..SessionConfig::default()
-        };
-        self.bfd.insert(id.clone(), config);
+        }
         Ok(())
     }
 
@@ -310,21 +243,38 @@ impl Intent {
     }
 }
 
-/// The least TTL that a BFD session accepts. Not every sender over several hops begins with 255 (BIRD begins with 64): whoever
-/// allows as many hops as that asks for no check.
-fn least_ttl(hops: Option<u8>) -> u8 {
-    match hops {
-        None => 255,
-        Some(hops) if hops < 64 => 255 - hops,
-        Some(_) => 1,
-    }
+/// A BGP neighbour; its BFD session is not known here.
+fn neighbor(
+    router: &view::GatewayRouter,
+    interface: &Arc<str>,
+    bgp: &view::Bgp,
+    settings: &Settings,
+) -> Result<Neighbor, String> {
+    let extra = &bgp.extra;
+    let config = neighbor_config(bgp, settings, router.address);
+    let ttl = match (extra.ttl_security, extra.multihop_ttl) {
+        (true, _) => 255,
+        (false, Some(ttl)) => ttl,
+        (false, None) if config.remote_as == Some(config.local_as) => 64,
+        (false, None) => 1,
+    };
+    let min_ttl = extra.ttl_security.then(|| 255 - extra.multihop_ttl.map_or(0, |hops| hops.saturating_sub(1)));
+    let transport = Transport {
+        address: router.address,
+        interface: interface.clone(),
+        local_port: bgp.local_port.unwrap_or(settings.local_port),
+        remote_port: bgp.remote_port.unwrap_or(settings.remote_port),
+        source: extra.source_address,
+        ttl,
+        min_ttl,
+        multihop: extra.multihop_ttl.is_some(),
+        key: bgp.password.as_ref().map(|password| secret(password).map(Key)).transpose()?,
+        ao: extra.tcp_ao.as_ref().map(ao_key).transpose()?,
+    };
+    Ok(Neighbor { config, transport, bfd: None, description: router.description.clone() })
 }
 
-fn session_id(remote: IpAddr, interface: &Arc<str>, profile: &view::Bfd, local: Option<IpAddr>) -> SessionId {
-    SessionId { remote, interface: profile.multihop_hops.is_none().then(|| interface.clone()), local }
-}
-
-fn secret(password: &view::Password) -> Result<Arc<[u8]>, String> {
+pub(crate) fn secret(password: &view::Password) -> Result<Arc<[u8]>, String> {
     let known = password.secret.clone();
     known.ok_or_else(|| format!("the key {} of Secret {} is not known", password.key, password.source))
 }
@@ -333,17 +283,6 @@ fn ao_key(spec: &view::TcpAo) -> Result<AoKey, String> {
     let algorithm = Algorithm::named(&spec.algorithm)
         .ok_or_else(|| format!("tcpAo.algorithm {}: accepted: HMAC-SHA-1-96, AES-128-CMAC-96", spec.algorithm))?;
     Ok(AoKey::new(spec.send_id, spec.receive_id, algorithm, secret(&spec.key)?))
-}
-
-fn auth_kind(words: &str) -> Option<AuthKind> {
-    match words {
-        "SimplePassword" => Some(AuthKind::SimplePassword),
-        "KeyedMD5" => Some(AuthKind::KeyedMd5),
-        "MeticulousKeyedMD5" => Some(AuthKind::MeticulousKeyedMd5),
-        "KeyedSHA1" => Some(AuthKind::KeyedSha1),
-        "MeticulousKeyedSHA1" => Some(AuthKind::MeticulousKeyedSha1),
-        _ => None,
-    }
 }
 
 fn role(words: &str) -> Option<Role> {
@@ -491,45 +430,6 @@ mod tests {
     }
 
     #[test]
-    fn bfd_over_several_hops_checks_the_ttl_only_if_the_hops_are_named() {
-        let least = |multihop_hops| {
-            let bfd = Some(view::Bfd { multihop_hops, ..view::Bfd::default() });
-            let object = view(vec![("gw", "10.0.0.1", Protocol::Bgp(Box::new(view::Bgp { bfd, ..bgp() })))]);
-            Intent::new(&object, &Settings::default()).bfd.values().map(|session| session.min_ttl).collect::<Vec<_>>()
-        };
-        assert_eq!((least(None), least(Some(2)), least(Some(64))), (vec![255], vec![253], vec![1]));
-    }
-
-    #[test]
-    fn a_bfd_session_signs_with_one_key_and_accepts_more() {
-        let key = |text: &str| view::Password {
-            source: "keys".into(),
-            key: "bfd".into(),
-            secret: Some(Arc::from(text.as_bytes())),
-        };
-        let profile = view::Bfd {
-            auth: Some(("KeyedSHA1".into(), 1, key("old"))),
-            auth_accepts: vec![(2, key("new"))],
-            ..view::Bfd::default()
-        };
-        let object = view(vec![("gw", "10.0.0.1", Protocol::Static(Some(profile)))]);
-        let sessions = Intent::new(&object, &Settings::default()).bfd;
-        let auth = sessions.values().next().and_then(|session| session.auth.clone()).unwrap();
-        let keys: Vec<_> = auth.keys.iter().map(|key| (key.id, key.secret.as_slice())).collect();
-        assert_eq!((auth.kind, keys), (AuthKind::KeyedSha1, vec![(1, &b"old"[..]), (2, b"new")]));
-    }
-
-    #[test]
-    fn a_neighbour_may_echo_or_know_no_bfd_at_all() {
-        let echo = Some(Duration::from_millis(50));
-        let profile = view::Bfd { echo, echo_receive: echo, unaffiliated: true, ..view::Bfd::default() };
-        let object = view(vec![("gw", "10.0.0.1", Protocol::Static(Some(profile)))]);
-        let sessions = Intent::new(&object, &Settings::default()).bfd;
-        let session = sessions.values().next().unwrap();
-        assert_eq!((session.echo, session.echo_rx, session.unaffiliated), (echo, echo, true));
-    }
-
-    #[test]
     fn the_object_always_wins() {
         let object = view::Bgp { hold_time_s: Some(24), local_asn: Some(1), ..bgp() };
         let settings = Settings { local_as: 2, ..Settings::default() };
@@ -556,15 +456,16 @@ mod tests {
     }
 
     #[test]
-    fn two_objects_with_one_address_are_one_neighbor_and_a_reason() {
-        let both = view(vec![
+    fn of_two_objects_with_one_address_and_protocol_the_first_counts_and_the_other_has_a_reason() {
+        let all = view(vec![
             ("a", "10.0.0.1", Protocol::Bgp(Box::new(bgp()))),
             ("b", "10.0.0.1", Protocol::Static(None)),
             ("c", "10.0.0.1", Protocol::Static(None)),
+            ("d", "10.0.0.1", Protocol::Bgp(Box::new(bgp()))),
         ]);
-        let intent = Intent::new(&both, &Settings::default());
-        assert_eq!(intent.neighbors.len(), 1);
-        assert!(intent.withheld["b"].contains("GatewayRouter a") && intent.withheld["c"].contains("GatewayRouter a"));
+        let intent = Intent::new(&all, &Settings::default());
+        assert_eq!((intent.neighbors.len(), intent.statics.len()), (1, 1), "a neighbour may be a static next hop too");
+        assert!(intent.withheld["c"].contains("GatewayRouter b") && intent.withheld["d"].contains("GatewayRouter a"));
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod run;
 pub mod signals;
 pub mod speaker;
 pub mod state;
+mod supervision;
 mod sys;
 pub mod sysctl;
 pub mod watch;

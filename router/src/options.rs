@@ -52,6 +52,8 @@ pub struct Options {
     pub health: Option<SocketAddr>,
     /// Whether readiness includes that a gateway router is Up.
     pub health_needs_egress: bool,
+    /// Whether a standstill of this machine is kept apart from the silence of a BFD neighbour.
+    pub bfd_stall_guard: bool,
     /// What is logged, as `tracing` filters it.
     pub log_level: String,
 }
@@ -74,6 +76,7 @@ impl Default for Options {
             metrics: None,
             health: Some(SocketAddr::from(([0; 16], HEALTH_PORT))),
             health_needs_egress: false,
+            bfd_stall_guard: true,
             log_level: "info".into(),
         }
     }

@@ -39,6 +39,7 @@ pub async fn run(options: Options) -> Result<()> {
     info!(kind = "router", version = env!("CARGO_PKG_VERSION"), %gateway, "starting");
     // Not guessable: discriminators and source ports of BFD come from it.
     let seed = RandomState::new().build_hasher().finish();
+    let bfd = bfd_io::Options { stall_guard: options.bfd_stall_guard, ..bfd_io::Options::new(seed) };
     let (sender, received) = mpsc::channel(8);
     let detail = log::detail();
     let again = signals::Again::default();
@@ -56,7 +57,7 @@ pub async fn run(options: Options) -> Result<()> {
     let news = state::tell(source.cluster, asker, &options);
     let world = World {
         net: KernelNet::new(),
-        bfd: BfdTask::start(seed).context("cannot start the BFD thread")?,
+        bfd: BfdTask::start(bfd).context("cannot start the BFD thread")?,
         kernel: KernelTask::open(plan::owner(&options.settings)).context("cannot open netlink")?,
         source: ObjectsSource::new(source.objects, gateway),
         readiness: LbClient::new(&options.lb_socket).map_err(|error| anyhow!("NFE_LB_SOCKET: {error}"))?,

@@ -104,7 +104,7 @@ pub async fn run(options: Options, signals: mpsc::Receiver<Signal>, tell: Listen
     let plain = Plain {
         speaker,
         net,
-        bfd: BfdTask::start(seed).context("cannot start the BFD thread")?,
+        bfd: BfdTask::start(crate::bfd_io::Options::new(seed)).context("cannot start the BFD thread")?,
         kernel: KernelTask::open(owner).context("cannot open netlink")?,
         clock: Clock::new(bfd_io::now()),
         wires: Wires::default(),

@@ -135,8 +135,8 @@ impl BfdTask {
     ///
     /// # Errors
     /// When the kernel gives no thread or no descriptor.
-    pub fn start(seed: u64) -> std::io::Result<Self> {
-        let (handle, statuses, mut events) = BfdThread::spawn(seed)?;
+    pub fn start(options: bfd_io::Options) -> std::io::Result<Self> {
+        let (handle, statuses, mut events) = BfdThread::spawn_with(options)?;
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 match event {

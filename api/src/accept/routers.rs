@@ -29,19 +29,45 @@ pub(super) fn accept(objects: &Objects, gateway: &ObjectName, told: &mut Told) -
                 continue;
             }
         };
-        // A session is found by the neighbour's address: two of them could not be told apart.
-        let first = taken.entry((router.address, router.interface.clone())).or_insert_with(|| name.name.clone());
-        if *first != name.name {
+        // A session is found by the neighbour's address: two of one protocol could not be told apart.
+        let (own, other) = protocols(&router);
+        let place = |protocol| (router.address, router.interface.clone(), protocol);
+        if let Some(first) = taken.get(&place(own)) {
             let message =
                 format!("spec.address: `{}`: GatewayRouter {first} has it already on this interface", router.address);
             told.refused(Kind::GatewayRouter, name, ACCEPTED, "Conflict", message);
             continue;
         }
+        // A BGP neighbour may be a static next hop too: they share one BFD session.
+        let other = taken.get(&place(other)).and_then(|other| Some((other, routers.get(other)?)));
+        if let Some((other, field)) = other.and_then(|(name, other)| Some((name, contradiction(&router, other)?))) {
+            let message = format!(
+                "spec.{own}.bfd.{field}: is not that of GatewayRouter {other}, which has the address {} too: they share \
+                 one BFD session",
+                router.address
+            );
+            told.refused(Kind::GatewayRouter, name, ACCEPTED, "Conflict", message);
+            continue;
+        }
+        taken.insert(place(own), name.name.clone());
         told.accepted(Kind::GatewayRouter, name, "");
         resolve(objects, name, &mut router, told);
         routers.insert(name.name.clone(), router);
     }
     routers
+}
+
+/// The field in which the BFD sessions of two users of one neighbour contradict each other.
+fn contradiction(router: &GatewayRouter, other: &GatewayRouter) -> Option<&'static str> {
+    router.protocol.bfd()?.contradicts(other.protocol.bfd()?)
+}
+
+/// Its protocol, and the other one, as the spec names them.
+const fn protocols(router: &GatewayRouter) -> (&'static str, &'static str) {
+    match router.protocol {
+        Protocol::Bgp(_) => ("bgp", "static"),
+        Protocol::Static(_) => ("static", "bgp"),
+    }
 }
 
 /// Puts in the keys that the Secrets hold.

@@ -46,7 +46,8 @@ pub fn now() -> Instant {
 pub struct Options {
     /// Makes discriminators, source ports and jitter; must not be guessable.
     pub seed: u64,
-    /// Whether a session is given one interval more when the machine itself stalled.
+    /// Whether, when the machine itself stalled, what waits in the sockets is read before a session is declared down, and the
+    /// session is given one interval more.
     pub stall_guard: bool,
     /// The priority that is asked of `SCHED_FIFO`, 1 to 99.
     pub priority: i32,

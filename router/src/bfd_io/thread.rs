@@ -2,7 +2,7 @@
 //!
 //! It never logs, allocates little, and takes no lock that others hold for long: a state that changed is in the watch
 //! channel before the loop goes on. Whatever waits in a socket is read before a deadline counts: a machine that slept does
-//! not take its own sleep for the silence of its neighbours.
+//! not take its own sleep for the silence of its neighbours, unless the stall guard is switched off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -99,10 +99,15 @@ impl Loop {
                 self.refresh(now);
             }
             let due = self.sessions.deadline().is_some_and(|deadline| deadline <= now);
+            // Unguarded, what the clock says counts, whoever slept.
+            let guarded = self.options.stall_guard || late < STALL;
+            if due && !guarded {
+                self.timeout(late);
+            }
             if due || ready.iter().skip(2).any(|&ready| ready) {
                 self.read(now, if due { CATCH_UP } else { TURN });
             }
-            if due {
+            if due && guarded {
                 self.timeout(late);
             }
             self.flush();
