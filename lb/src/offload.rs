@@ -6,7 +6,8 @@
 //! - What nftables can say of a route (VIP, source networks, protocol, ports) and a service with endpoints: a mark.
 //! - Byte matches, SCTP in UDP, or nobody to serve it: to the queue, and with it whatever such a route
 //!   could take before a later one.
-//! - All else of a VIP (echoes, ICMP errors, what no route takes): to the queue.
+//! - An ICMP error about a plain packet of such a flow: the mark of the flow, by the same rules over what it quotes.
+//! - All else of a VIP (echoes, other ICMP errors, what no route takes): to the queue.
 //!
 //! - Fragments of IPv4 and all that has extension headers of IPv6: to the queue, unless the kernel has put fragments together
 //!   before. (That costs every packet more than the whole engine does.)
@@ -17,20 +18,20 @@
 
 pub mod counts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use martlet_api::view::{Route, View};
 use martlet_netlink::Family;
-use martlet_netlink::nft::{Address, Base, Chain, Expression, MetaKey, Queue, Register, Rule, Set, Table};
+use martlet_netlink::nft::{Base, Chain, Expression, MetaKey, Queue, Register, Rule, Set, Table};
 
 use crate::engine::{Backend, Tables};
 use crate::flow::number as number_of;
 use crate::hash::Seed;
 use crate::packet::protocol;
-use crate::translate::{in_mark, translations};
+use crate::translate::{Place, in_mark, load, test, translations};
 
 /// Elements of all maps together; more is for the queue.
 pub const MOST_ELEMENTS: usize = 2_000_000;
@@ -71,7 +72,7 @@ pub struct Offload {
     pub sets: BTreeMap<String, Set>,
     /// Elements of all maps.
     pub elements: usize,
-    /// Rules of all chains.
+    /// Rules that a flow may have to walk, of both families. (Errors have as many of their own.)
     pub rules: usize,
 }
 
@@ -104,11 +105,28 @@ pub const fn chain_of(family: Family) -> &'static str {
     }
 }
 
+/// The chain of what is neither TCP, UDP nor SCTP, and the set of VIPs that errors quote.
+const fn names_of(family: Family) -> [&'static str; 2] {
+    match family {
+        Family::Ipv4 => ["others-4", "quoted-4"],
+        Family::Ipv6 => ["others-6", "quoted-6"],
+    }
+}
+
+/// The chain of ICMP errors.
+const fn errors_of(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "errors-4",
+        Family::Ipv6 => "errors-6",
+    }
+}
+
 /// Routes and tables as chains and maps. What the kernel cannot decide goes to `queue`.
 pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
     let mut made = Offload::default();
     for family in Family::ALL {
-        let mut chain = Chain { hook: None, rules: vec![to_queue_first(family, queue)] };
+        let layouts @ [of_packet, of_quoted] = [Layout::packet(family), Layout::quoted(family)];
+        let mut rules: [Vec<Rule>; 2] = Default::default();
         for (rank, name) in tables.classifier().names().iter().enumerate() {
             let Some(route) = view.routes.get(name) else { continue };
             let backend = tables.backend(rank).filter(|_| is_simple(route) && !tables.policy().nfqlb);
@@ -121,17 +139,36 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
             });
             let translated: Vec<(Route, Option<u16>)> = translated.collect();
             for (route, target) in translated.iter().map(|(route, target)| (route, *target)).chain([(route, None)]) {
-                for rule in conditions(family, rank, route, &mut made.sets).into_iter().flatten() {
-                    chain.rules.push(match &way {
-                        Some(way) => way.take(counted(rule, name), target),
-                        None => rule.counter().queue(queue),
-                    });
+                for (layout, rules) in layouts.iter().zip(&mut rules) {
+                    for rule in conditions(layout, rank, route, &mut made.sets).into_iter().flatten() {
+                        rules.push(match &way {
+                            Some(way) => way.take(layout, counted(rule, name), target),
+                            None => rule.counter().queue(queue),
+                        });
+                    }
                 }
             }
         }
-        chain.rules.push(Rule::new().counter().queue(queue));
-        made.rules += chain.rules.len();
-        made.chains.insert(chain_of(family).into(), chain);
+        let [flows, errors] = rules;
+        let (chain, [others, quotes]) = (chain_of(family), names_of(family));
+        let (rest, to_others) = (Rule::new().counter().queue(queue), Expression::Goto(others.into()));
+        let flows: Vec<Rule> = match family {
+            Family::Ipv4 => [fragment().counter().queue(queue)].into_iter().chain(flows).collect(),
+            Family::Ipv6 => [no_transport(of_packet).then(to_others.clone())].into_iter().chain(flows).collect(),
+        };
+        made.rules += flows.len() + 1;
+        let vips = pairs(view.vips.iter().map(IpNet::addr).filter(|vip| vip.is_ipv4() == (family == Family::Ipv4)));
+        made.sets.insert(quotes.into(), vips);
+        let is_plain = plain_errors(of_packet, of_quoted, quotes);
+        let to_errors = Expression::Goto(errors_of(family).into());
+        let is_plain = is_plain.into_iter().map(|rule| rule.then(to_errors.clone())).chain([rest.clone()]);
+        for (name, rules) in [
+            (others, is_plain.collect()),
+            (errors_of(family), errors.into_iter().chain([rest]).collect()),
+            (chain, flows.into_iter().chain([Rule::new().then(to_others)]).collect()),
+        ] {
+            made.chains.insert(name.into(), Chain { hook: None, rules });
+        }
     }
     let marks = |backend: &Arc<Backend>| {
         let identifiers = backend.ipv4.identifiers() | backend.ipv6.identifiers();
@@ -169,97 +206,181 @@ fn is_simple(route: &Route) -> bool {
 
 /// The beginnings of the rules of a route: one for each protocol and each aligned block of its ports. They match what the
 /// route matches, but for what [`is_simple`] says. `None`: nothing of the family.
-fn conditions(family: Family, rank: usize, route: &Route, sets: &mut BTreeMap<String, Set>) -> Option<Vec<Rule>> {
-    let of_family = |nets: &std::collections::BTreeSet<IpNet>| -> std::collections::BTreeSet<IpNet> {
+fn conditions(layout: &Layout, rank: usize, route: &Route, sets: &mut BTreeMap<String, Set>) -> Option<Vec<Rule>> {
+    let family = layout.family;
+    let of_family = |nets: &BTreeSet<IpNet>| -> BTreeSet<IpNet> {
         nets.iter().filter(|net| Family::of(net) == family).copied().collect()
     };
     let number = if family == Family::Ipv4 { 4 } else { 6 };
     // Last what costs most. The chain has packets of its family only.
     let mut addresses = Vec::new();
-    for (what, address, nets) in
-        [("vips", Address::Destination, &route.destinations), ("sources", Address::Source, &route.sources)]
-    {
+    for (what, place, nets) in [("vips", layout.vip, &route.destinations), ("sources", layout.client, &route.sources)] {
         let elements = of_family(nets);
         match (elements.is_empty(), nets.is_empty()) {
             (true, true) => continue,
             (true, false) => return None,
             (false, _) => {}
         }
-        let (offset, length) = place_of(family, address);
-        addresses.push(Expression::Payload { base: Base::Network, offset, length, to: SCRATCH });
-        if let (Address::Destination, 1, Some(vip)) = (address, elements.len(), elements.first()) {
-            let value = match vip.addr() {
-                IpAddr::V4(vip) => vip.octets().to_vec(),
-                IpAddr::V6(vip) => vip.octets().to_vec(),
-            };
-            addresses.push(Expression::Compare { register: SCRATCH, equal: true, value });
+        addresses.push(layout.address(place, SCRATCH));
+        if let ("vips", 1, Some(vip)) = (what, elements.len(), elements.first()) {
+            addresses.push(Expression::Compare { register: SCRATCH, equal: true, value: octets(vip.addr()) });
             continue;
         }
         let set = format!("{what}-{rank}-{number}");
         addresses.push(Expression::Lookup { register: SCRATCH, set: set.clone(), found: true });
-        let elements = match address {
-            Address::Source => Set::Prefixes { family, elements },
-            Address::Destination => Set::Addresses { family, elements: elements.iter().map(IpNet::addr).collect() },
+        let elements = match what {
+            "sources" => Set::Prefixes { family, elements },
+            _ => Set::Addresses { family, elements: elements.iter().map(IpNet::addr).collect() },
         };
         sets.insert(set, elements);
     }
     let whole = |rule: Rule| Rule(rule.0.into_iter().chain(addresses.iter().cloned()).collect());
     let mut rules = Vec::new();
     for transport in &route.protocols {
-        let of_protocol = next_header(Rule::new(), family, number_of(*transport), true);
+        let of_protocol = layout.next_header(Rule::new(), number_of(*transport), true);
         for source in blocks(&route.source_ports) {
             for destination in blocks(&route.destination_ports) {
-                rules.push(whole(port(port(of_protocol.clone(), 2, destination), 0, source)));
+                let rule = port(of_protocol.clone(), layout.vip_port, destination);
+                rules.push(whole(port(rule, layout.client_port, source)));
             }
         }
     }
     if let Some(port_of_udp) = route.sctp_in_udp_port {
-        let udp = next_header(Rule::new(), family, protocol::UDP, true);
-        rules.push(whole(port(udp, 2, (port_of_udp, u16::MAX))));
+        let udp = layout.next_header(Rule::new(), protocol::UDP, true);
+        rules.push(whole(port(udp, layout.vip_port, (port_of_udp, u16::MAX))));
     }
     Some(rules)
 }
 
-/// Where an address stands in the IP header, and how long it is.
-const fn place_of(family: Family, address: Address) -> (u32, u32) {
-    match (family, address) {
-        (Family::Ipv4, Address::Source) => (12, 4),
-        (Family::Ipv4, Address::Destination) => (16, 4),
-        (Family::Ipv6, Address::Source) => (8, 16),
-        (Family::Ipv6, Address::Destination) => (24, 16),
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 
-/// Goes on when the IP header says that this comes next: in IPv6 that excludes extension headers, of which a fragment's is one.
-fn next_header(rule: Rule, family: Family, number: u8, equal: bool) -> Rule {
-    let offset = if family == Family::Ipv4 { 9 } else { 6 };
-    rule.then(Expression::Payload { base: Base::Network, offset, length: 1, to: SCRATCH }).then(Expression::Compare {
-        register: SCRATCH,
-        equal,
-        value: vec![number],
-    })
+/// Octets of an ICMP header.
+const ICMP_HEADER: u32 = 8;
+
+/// Where the parts of a flow to a VIP stand.
+#[derive(Clone, Copy)]
+struct Layout {
+    family: Family,
+    client: Place,
+    vip: Place,
+    client_port: Place,
+    vip_port: Place,
+    protocol: Place,
 }
 
-/// What the routes' rules must not see, to the queue: IPv4 fragments, and whatever has IPv6 extension headers.
-fn to_queue_first(family: Family, queue: Queue) -> Rule {
-    match family {
-        Family::Ipv4 => {
-            let (mask, xor) = (vec![0x3f, 0xff], vec![0, 0]);
-            Rule::new()
-                .then(Expression::Payload { base: Base::Network, offset: 6, length: 2, to: SCRATCH })
-                .then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor })
-                .then(Expression::Compare { register: SCRATCH, equal: false, value: vec![0, 0] })
+impl Layout {
+    /// In a packet of the flow.
+    const fn packet(family: Family) -> Self {
+        let (client, vip, protocol) = match family {
+            Family::Ipv4 => (12, 16, 9),
+            Family::Ipv6 => (8, 24, 6),
+        };
+        Self {
+            family,
+            client: (Base::Network, client),
+            vip: (Base::Network, vip),
+            client_port: (Base::Transport, 0),
+            vip_port: (Base::Transport, 2),
+            protocol: (Base::Network, protocol),
         }
-        Family::Ipv6 => [protocol::TCP, protocol::UDP, protocol::SCTP]
-            .into_iter()
-            .fold(Rule::new(), |rule, number| next_header(rule, family, number, false)),
     }
-    .counter()
-    .queue(queue)
+
+    /// In an ICMP error about a packet that the endpoint sent, so that its source is the VIP; an IP header without options
+    /// or extension headers.
+    const fn quoted(family: Family) -> Self {
+        let (vip, client, protocol, header) = match family {
+            Family::Ipv4 => (12, 16, 9, 20),
+            Family::Ipv6 => (8, 24, 6, 40),
+        };
+        Self {
+            family,
+            client: (Base::Transport, ICMP_HEADER + client),
+            vip: (Base::Transport, ICMP_HEADER + vip),
+            client_port: (Base::Transport, ICMP_HEADER + header + 2),
+            vip_port: (Base::Transport, ICMP_HEADER + header),
+            protocol: (Base::Transport, ICMP_HEADER + protocol),
+        }
+    }
+
+    /// Octets and registers of an address.
+    const fn sizes(&self) -> (u32, u8) {
+        match self.family {
+            Family::Ipv4 => (4, 1),
+            Family::Ipv6 => (16, 4),
+        }
+    }
+
+    /// Loads an address.
+    const fn address(&self, place: Place, to: Register) -> Expression {
+        load(place, self.sizes().0, to)
+    }
+
+    /// Goes on when the IP header says that this comes next: in IPv6 that excludes extension headers, of which a fragment's
+    /// is one.
+    fn next_header(&self, rule: Rule, number: u8, equal: bool) -> Rule {
+        let is_it = Expression::Compare { register: SCRATCH, equal, value: vec![number] };
+        rule.then(load(self.protocol, 1, SCRATCH)).then(is_it)
+    }
+}
+
+/// "More fragments" and the offset of an IPv4 header.
+const FRAGMENT: [u8; 2] = [0x3f, 0xff];
+
+/// Goes on with fragments of IPv4.
+fn fragment() -> Rule {
+    test(Rule::new(), (Base::Network, 6), &FRAGMENT, false, &[0; 2])
+}
+
+/// Goes on with whatever has extension headers, and with `ICMPv6`.
+fn no_transport(layout: Layout) -> Rule {
+    let all = [protocol::TCP, protocol::UDP, protocol::SCTP].into_iter();
+    all.fold(Rule::new(), |rule, number| layout.next_header(rule, number, false))
+}
+
+/// Each VIP beside itself: what nftables can say of "equal".
+fn pairs(vips: impl Iterator<Item = IpAddr> + Clone) -> Set {
+    let key = vips.clone().next().map_or(8, |vip| if vip.is_ipv4() { 8 } else { 32 });
+    let elements = vips.map(|vip| (octets(vip).repeat(2), vec![0; 4])).collect();
+    Set::Map { key, value: 4, elements }
+}
+
+/// Goes on with ICMP errors that quote a packet from the VIP that they are sent to, where the ports stand at a known place.
+fn plain_errors(packet: Layout, quoted: Layout, pairs: &str) -> Vec<Rule> {
+    let kind = (Base::Transport, 0);
+    let errors: Vec<Rule> = match packet.family {
+        Family::Ipv4 => [3, 4, 5, 11, 12]
+            .into_iter()
+            .map(|number| {
+                let rule = packet.next_header(Rule::new(), protocol::ICMP, true);
+                let rule = test(rule, kind, &[0xff], true, &[number]);
+                let rule = test(rule, (Base::Transport, ICMP_HEADER), &[0xff], true, &[0x45]);
+                test(rule, (Base::Transport, ICMP_HEADER + 6), &FRAGMENT, true, &[0; 2])
+            })
+            .collect(),
+        // Errors are below 128.
+        Family::Ipv6 => {
+            let rule = packet.next_header(Rule::new(), protocol::ICMPV6, true);
+            let rule = test(rule, kind, &[0x80], true, &[0]);
+            vec![test(rule, (Base::Transport, ICMP_HEADER), &[0xf0], true, &[0x60])]
+        }
+    };
+    let second = Register(packet.sizes().1);
+    let are_equal =
+        |rule: Rule| {
+            rule.then(packet.address(packet.vip, SCRATCH))
+                .then(quoted.address(quoted.vip, second))
+                .then(Expression::Map { register: SCRATCH, map: pairs.into(), to: SCRATCH })
+        };
+    errors.into_iter().map(are_equal).collect()
 }
 
 /// Port ranges as aligned powers of two: the first port and the mask. No range: any port.
-fn blocks(ranges: &std::collections::BTreeSet<(u16, u16)>) -> Vec<(u16, u16)> {
+fn blocks(ranges: &BTreeSet<(u16, u16)>) -> Vec<(u16, u16)> {
     if ranges.is_empty() {
         return vec![(0, 0)];
     }
@@ -278,24 +399,20 @@ fn blocks(ranges: &std::collections::BTreeSet<(u16, u16)>) -> Vec<(u16, u16)> {
 
 const SCRATCH: Register = Register(0);
 
-/// Goes on when the port at `offset` of the transport's header lies in the block.
-fn port(rule: Rule, offset: u32, (first, mask): (u16, u16)) -> Rule {
-    if mask == 0 {
-        return rule;
+/// Goes on when the port at a place lies in the block.
+fn port(rule: Rule, place: Place, (first, mask): (u16, u16)) -> Rule {
+    match mask {
+        0 => rule,
+        u16::MAX => {
+            let is_it = Expression::Compare { register: SCRATCH, equal: true, value: first.to_be_bytes().to_vec() };
+            rule.then(load(place, 2, SCRATCH)).then(is_it)
+        }
+        _ => test(rule, place, &mask.to_be_bytes(), true, &first.to_be_bytes()),
     }
-    let rule = rule.then(Expression::Payload { base: Base::Transport, offset, length: 2, to: SCRATCH });
-    let rule = if mask == u16::MAX {
-        rule
-    } else {
-        let (mask, xor) = (mask.to_be_bytes().to_vec(), vec![0, 0]);
-        rule.then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor })
-    };
-    rule.then(Expression::Compare { register: SCRATCH, equal: true, value: first.to_be_bytes().to_vec() })
 }
 
 /// From a flow to the mark of its endpoint.
 struct Way {
-    family: Family,
     modulus: u32,
     seed: Seed,
     map: String,
@@ -319,27 +436,22 @@ impl Way {
         sets.entry(map.clone()).or_insert_with(|| {
             Set::Marks(table.slots().iter().map(|identifier| backend.first_mark + u32::from(*identifier)).collect())
         });
-        Some(Self { family, modulus, seed, map })
+        Some(Self { modulus, seed, map })
     }
 
     /// The words of [`crate::hash`], their hash, its slot, its mark; and with it the endpoint's port, if it is another.
-    fn take(&self, mut rule: Rule, target_port: Option<u16>) -> Rule {
-        let (registers, length, places) = match self.family {
-            Family::Ipv4 => (1, 4, [12, 16]),
-            Family::Ipv6 => (4, 16, [8, 24]),
-        };
+    fn take(&self, layout: &Layout, mut rule: Rule, target_port: Option<u16>) -> Rule {
         let mut next = 0;
-        for (offset, port) in places.into_iter().zip([0, 2]) {
-            rule = rule.then(Expression::Payload { base: Base::Network, offset, length, to: Register(next) });
-            next += registers;
-            rule =
-                rule.then(Expression::Payload { base: Base::Transport, offset: port, length: 2, to: Register(next) });
+        for (address, port) in [(layout.client, layout.client_port), (layout.vip, layout.vip_port)] {
+            rule = rule.then(layout.address(address, Register(next)));
+            next += layout.sizes().1;
+            rule = rule.then(load(port, 2, Register(next)));
             next += 1;
         }
         let length = u32::from(next + 1) * 4;
         let hash = Expression::Hash { from: SCRATCH, length, modulus: self.modulus, seed: self.seed.0, to: SCRATCH };
         rule = rule
-            .then(Expression::Meta { key: MetaKey::Protocol, to: Register(next) })
+            .then(load(layout.protocol, 1, Register(next)))
             .then(hash)
             .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH })
             .then(Expression::SetMark { from: SCRATCH });

@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use martlet_api::view::{Route, View};
 use martlet_netlink::Family;
-use martlet_netlink::nft::{Base, Chain, Checksum, Expression, Hook, MetaKey, Place, Register, Rule, Set, Table};
+use martlet_netlink::nft::{self, Base, Chain, Checksum, Expression, Hook, MetaKey, Register, Rule, Set, Table};
 
 use crate::flow::number;
 use crate::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
@@ -79,7 +79,7 @@ pub fn put_into(table: &mut Table, replies: &Replies, vips: &BTreeSet<IpNet>) {
     let at = |place, priority| Some(Hook { place, priority });
     // Behind the queues at 0 and what bypasses them at 1.
     let enter = vec![any_port_in_mark().then(Expression::Goto("to-endpoint".into()))];
-    table.chains.insert("translate".into(), Chain { hook: at(Place::Prerouting, 2), rules: enter });
+    table.chains.insert("translate".into(), Chain { hook: at(nft::Place::Prerouting, 2), rules: enter });
     table.chains.insert("to-endpoint".into(), Chain { hook: None, rules: to_endpoint() });
     let (mut from, mut own) = (Vec::new(), Vec::new());
     for family in Family::ALL {
@@ -96,9 +96,9 @@ pub fn put_into(table: &mut Table, replies: &Replies, vips: &BTreeSet<IpNet>) {
         own.extend(errors(family));
     }
     from.extend(own.clone());
-    table.chains.insert("from-endpoint".into(), Chain { hook: at(Place::Prerouting, -1), rules: from });
+    table.chains.insert("from-endpoint".into(), Chain { hook: at(nft::Place::Prerouting, -1), rules: from });
     // What this machine itself says of a packet that was translated.
-    table.chains.insert("from-here".into(), Chain { hook: at(Place::Output, -1), rules: own });
+    table.chains.insert("from-here".into(), Chain { hook: at(nft::Place::Output, -1), rules: own });
 }
 
 const fn is_of(address: IpAddr, family: Family) -> bool {
@@ -127,7 +127,11 @@ fn key(vip: IpAddr, protocol: u8, target: u16) -> Vec<u8> {
     [address, padded(&[protocol]), padded(&target.to_be_bytes())].concat()
 }
 
-const fn load(base: Base, offset: u32, length: u32, to: Register) -> Expression {
+/// Where something stands in a packet.
+pub type Place = (Base, u32);
+
+/// Loads octets of the packet.
+pub const fn load((base, offset): Place, length: u32, to: Register) -> Expression {
     Expression::Payload { base, offset, length, to }
 }
 
@@ -135,12 +139,12 @@ const fn write(from: Register, offset: u32, checksum: Checksum) -> Expression {
     Expression::Write { from, base: Base::Transport, offset, length: 2, checksum }
 }
 
-/// Goes on when so many octets at an offset, of which `mask` counts, are (not) `value`.
-fn test(rule: Rule, base: Base, offset: u32, mask: &[u8], equal: bool, value: &[u8]) -> Rule {
+/// Goes on when the octets at a place, of which `mask` counts, are (not) `value`.
+pub fn test(rule: Rule, place: Place, mask: &[u8], equal: bool, value: &[u8]) -> Rule {
     let length = u32::try_from(mask.len()).unwrap_or_default();
     let bits = Expression::Bitwise { from: FIRST, to: FIRST, mask: mask.to_vec(), xor: vec![0; mask.len()] };
     let compare = Expression::Compare { register: FIRST, equal, value: value.to_vec() };
-    rule.then(load(base, offset, length, FIRST)).then(bits).then(compare)
+    rule.then(load(place, length, FIRST)).then(bits).then(compare)
 }
 
 /// Goes on with marks that hold a port.
@@ -162,7 +166,7 @@ fn write_port_of_mark(rule: Rule, offset: u32, checksum: Checksum) -> Rule {
 /// The protocols that have ports, with the rule that goes on with them and what covers the port.
 fn transports() -> [(u8, Rule, Checksum); 4] {
     let of = |number| Rule::new().protocol(number);
-    let udp = |has_checksum: bool| test(of(UDP), Base::Transport, 6, &[0xff; 2], !has_checksum, &[0; 2]);
+    let udp = |has_checksum: bool| test(of(UDP), (Base::Transport, 6), &[0xff; 2], !has_checksum, &[0; 2]);
     [
         (TCP, of(TCP), Checksum::Internet(16)),
         (UDP, udp(true), Checksum::Internet(6)),
@@ -205,13 +209,14 @@ const fn inner_header(family: Family) -> u32 {
 /// Goes on with ICMP errors whose inner IP header is of the usual length, and no later fragment.
 fn quoting(family: Family) -> Vec<Rule> {
     let rule = Rule::new().family(family);
-    let inner =
-        |rule, offset, mask: &[u8], value: &[u8]| test(rule, Base::Transport, ICMP_HEADER + offset, mask, true, value);
+    let inner = |rule, offset, mask: &[u8], value: &[u8]| {
+        test(rule, (Base::Transport, ICMP_HEADER + offset), mask, true, value)
+    };
     match family {
         Family::Ipv4 => [3, 4, 5, 11, 12]
             .into_iter()
             .map(|kind| {
-                let rule = test(rule.clone().protocol(ICMP), Base::Transport, 0, &[0xff], true, &[kind]);
+                let rule = test(rule.clone().protocol(ICMP), (Base::Transport, 0), &[0xff], true, &[kind]);
                 inner(inner(rule, 0, &[0xff], &[0x45]), 6, &[0x1f, 0xff], &[0, 0])
             })
             .collect(),
@@ -219,7 +224,7 @@ fn quoting(family: Family) -> Vec<Rule> {
         Family::Ipv6 => [TCP, UDP, SCTP]
             .into_iter()
             .map(|next| {
-                let rule = test(rule.clone().protocol(ICMPV6), Base::Transport, 0, &[0x80], true, &[0]);
+                let rule = test(rule.clone().protocol(ICMPV6), (Base::Transport, 0), &[0x80], true, &[0]);
                 inner(rule, 6, &[0xff], &[next])
             })
             .collect(),
@@ -248,9 +253,9 @@ fn from_endpoint(family: Family) -> Vec<Rule> {
         let rule = Rule(Rule::new().family(family).0.into_iter().chain(rule.0).collect());
         let rule = if family == Family::Ipv4 { rule.first_fragment() } else { rule };
         let key = rule
-            .then(load(Base::Network, source, length, FIRST))
+            .then(load((Base::Network, source), length, FIRST))
             .then(Expression::Immediate { to: protocol, value: padded(&[number]) })
-            .then(load(Base::Transport, 0, 2, port));
+            .then(load((Base::Transport, 0), 2, port));
         write_port_of_map(key, family, 0, checksum).accept()
     };
     transports().into_iter().map(rule).collect()
@@ -263,9 +268,9 @@ fn errors(family: Family) -> Vec<Rule> {
     let place = ICMP_HEADER + inner_header(family) + 2;
     let rule = |rule: Rule| {
         let key = rule
-            .then(load(Base::Transport, ICMP_HEADER + of_destination, length, FIRST))
-            .then(load(Base::Transport, ICMP_HEADER + of_protocol, 1, protocol))
-            .then(load(Base::Transport, place, 2, port));
+            .then(load((Base::Transport, ICMP_HEADER + of_destination), length, FIRST))
+            .then(load((Base::Transport, ICMP_HEADER + of_protocol), 1, protocol))
+            .then(load((Base::Transport, place), 2, port));
         write_port_of_map(key, family, place, Checksum::Internet(2)).accept()
     };
     quoting(family).into_iter().map(rule).collect()

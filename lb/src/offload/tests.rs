@@ -34,7 +34,11 @@ fn address_in(registers: &[u8], family: Family) -> IpAddr {
 
 /// Runs a chain over a packet whose transport header begins at `transport`.
 fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
-    'rules: for rule in &made.chains[chain_of(family)].rules {
+    walk_chain(made, chain_of(family), family, packet, transport, protocol)
+}
+
+fn walk_chain(made: &Offload, chain: &str, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
+    'rules: for rule in &made.chains[chain].rules {
         let mut registers = [0_u8; 64];
         let mut mark = 0;
         for expression in &rule.0 {
@@ -107,6 +111,14 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
                     let at = usize::from(to.0) * 4;
                     registers[at..at + 4].copy_from_slice(&scale(hash, *modulus).to_ne_bytes());
                 }
+                Expression::Map { register, map, .. } if matches!(made.sets[map], Set::Map { .. }) => {
+                    let Set::Map { key, elements, .. } = &made.sets[map] else { continue };
+                    let at = usize::from(register.0) * 4;
+                    if !elements.contains_key(&registers[at..at + usize::try_from(*key).unwrap()]) {
+                        continue 'rules;
+                    }
+                }
+                Expression::Goto(next) => return walk_chain(made, next, family, packet, transport, protocol),
                 Expression::Map { register, map, to } => {
                     let Set::Marks(marks) = &made.sets[map] else { panic!("{map}") };
                     let at = usize::from(register.0) * 4;
@@ -144,6 +156,44 @@ fn packet(six: bool, source: u8, vip: u8, protocol: u8, ports: [u16; 2]) -> Vec<
     };
     octets.extend(transport);
     octets
+}
+
+/// An error of a router in between about what an endpoint sent in a flow: `shape` 0 as a rule, 1 to 3 with IPv4 options, as a
+/// fragment, as a later fragment (of IPv6: with a fragment header), 4 about what another VIP sent.
+fn error(six: bool, kind: u8, shape: u8, flow: (u8, u8, u8), ports: [u16; 2]) -> Vec<u8> {
+    let (source, vip, protocol) = flow;
+    let mut inner = packet(six, source, vip, protocol, ports);
+    let (addresses, at) = if six { (8, 40) } else { (12, 20) };
+    let size = (at - addresses) / 2;
+    inner[addresses..at].rotate_left(size);
+    inner[at..at + 4].rotate_left(2);
+    match (shape, six) {
+        (1, false) => {
+            inner.splice(20..20, [1, 1, 1, 0]);
+            inner[0] = 0x46;
+            inner[3] += 4;
+        }
+        (2, false) => inner[6] = 0x20,
+        (3, false) => inner[7] = 100,
+        (1..4, true) => {
+            inner.splice(40..40, [protocol, 0, 0, shape - 1, 0, 0, 0, 1]);
+            inner[6] = 44;
+            inner[5] += 8;
+        }
+        (4, _) => inner[addresses + size - 1] ^= 3,
+        _ => {}
+    }
+    let mut outer = packet(six, source, vip, if six { 58 } else { 1 }, [0, 0]);
+    outer.truncate(at);
+    outer.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
+    outer.extend(inner);
+    let length = u8::try_from(outer.len()).unwrap();
+    if six {
+        outer[5] = length - 40
+    } else {
+        outer[3] = length
+    }
+    outer
 }
 
 fn nets(prefixes: &[&str]) -> BTreeSet<IpNet> {
@@ -239,6 +289,28 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn both_engines_send_an_error_to_the_endpoint_that_it_is_about(
+        routes in prop::collection::vec(route(), 0..8),
+        errors in prop::collection::vec(
+            (any::<bool>(), prop::sample::select(vec![0_u8, 1, 2, 3, 4, 5, 8, 11, 12, 128]), 0..5_u8,
+             (0_u8..8, 1_u8..3, prop::sample::select(vec![6_u8, 17, 132, 1])), 0_u16..18, 0_u16..18), 1..40),
+    ) {
+        let (tables, offload) = made(&view(routes));
+        for (six, kind, shape, flow, from, to) in errors {
+            let octets = error(six, kind, shape, flow, [from, to]);
+            let family = if six { Family::Ipv6 } else { Family::Ipv4 };
+            let by_queue = parse(&octets).map_err(Reason::from).and_then(|packet| tables.fate(&packet));
+            if let End::Mark(mark) = walk(&offload, family, &octets, if six { 40 } else { 20 }, if six { 58 } else { 1 }) {
+                prop_assert_eq!(by_queue.map(Choice::told), Ok(mark));
+            }
+        }
+    }
+}
+
 #[test]
 fn what_the_kernel_can_decide_does_not_come_to_the_queue() {
     let route = Route {
@@ -256,6 +328,18 @@ fn what_the_kernel_can_decide_does_not_come_to_the_queue() {
         };
         assert!(matches!(end(6, 4000), End::Mark(_)) && matches!(end(17, 4001), End::Mark(_)));
         assert_eq!((end(6, 4002), end(132, 4000), end(1, 4000)), (End::Queue, End::Queue, End::Queue));
+        let about = |kind, shape, port| {
+            let octets = error(six, kind, shape, (1, 1, 6), [1, port]);
+            walk(&offload, family, &octets, if six { 40 } else { 20 }, if six { 58 } else { 1 })
+        };
+        let (kinds, echo) = if six { ([1, 2, 3, 4].to_vec(), 128) } else { ([3, 4, 5, 11, 12].to_vec(), 8) };
+        for kind in kinds {
+            assert_eq!(about(kind, 0, 4000), end(6, 4000), "an error goes where its flow goes");
+        }
+        assert_eq!((about(echo, 0, 4000), about(3, 0, 4002)), (End::Queue, End::Queue));
+        for shape in 1..5 {
+            assert_eq!(about(3, shape, 4000), End::Queue, "not where the ports are looked for, or foreign: {shape}");
+        }
     }
     assert_eq!((offload.elements, offload.excess()), (251, None), "both families share one map");
 }
