@@ -5,11 +5,9 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, ResourceExt as _};
 
 use crate::FIELD_MANAGER;
-use crate::notes::Note;
 use crate::plan::Action;
 use crate::watch::{self, Change};
 use crate::world::Rights;
@@ -26,6 +24,8 @@ pub struct Done {
     pub changes: Vec<Change>,
     /// Actions that failed, and why.
     pub failures: Vec<String>,
+    /// One of them failed because we may not do it.
+    pub forbidden: bool,
 }
 
 /// Does all actions of a plan, those of one kind at a time.
@@ -35,8 +35,11 @@ pub async fn act(client: &Client, namespace: &str, actions: Vec<Action>) -> Done
         .map(|action| async move {
             // A server that takes a request and says nothing must not hold up the others for ever.
             let result = match tokio::time::timeout(PATIENCE, one(client, namespace, &action)).await {
-                Ok(result) => result.map_err(|error| error.to_string()),
-                Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+                Ok(result) => result.map_err(|error| {
+                    let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
+                    (error.to_string(), forbidden)
+                }),
+                Err(_) => Err((format!("no answer within {} s", PATIENCE.as_secs()), false)),
             };
             (action, result)
         })
@@ -45,7 +48,10 @@ pub async fn act(client: &Client, namespace: &str, actions: Vec<Action>) -> Done
         let (kind, name) = action.of();
         match result {
             Ok(change) => done.changes.extend(change),
-            Err(error) => done.failures.push(format!("{} {name}: {error}", kind.name())),
+            Err((error, forbidden)) => {
+                done.forbidden |= forbidden;
+                done.failures.push(format!("{} {name}: {error}", kind.name()));
+            }
         }
     }
     done
@@ -79,22 +85,6 @@ async fn one(client: &Client, namespace: &str, action: &Action) -> kube::Result<
     };
     debug_assert_eq!(object.name_any(), name);
     Ok(Some(Change::Put(kind, watch::plain(kind, object))))
-}
-
-/// Tells the events. What cannot be told is dropped: events are for humans.
-pub async fn tell(recorder: &Recorder, notes: Vec<Note>) {
-    for note in notes {
-        let event = Event {
-            type_: if note.warning { EventType::Warning } else { EventType::Normal },
-            reason: note.reason.to_owned(),
-            note: Some(note.text.chars().take(1000).collect()),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = recorder.publish(&event, &note.regarding).await {
-            tracing::debug!(reason = note.reason, %error, "event not told");
-        }
-    }
 }
 
 /// What a right costs if it is missing, for the log.

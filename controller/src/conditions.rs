@@ -50,7 +50,7 @@ pub fn conditions(existing: &[Condition], say: &[Say], generation: Option<i64>, 
                 type_: say.condition.to_owned(),
                 status: say.status().to_owned(),
                 reason: say.reason.clone(),
-                message: shortened(&say.message),
+                message: shortened(&say.message, LONGEST),
                 observed_generation: generation,
                 last_transition_time: same.map_or_else(|| now.clone(), |old| old.last_transition_time.clone()),
             }
@@ -65,11 +65,12 @@ pub fn sort(conditions: &mut [Condition]) {
     conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
 }
 
-fn shortened(message: &str) -> String {
-    if message.len() <= LONGEST {
+/// At most `longest` octets of a text.
+pub(crate) fn shortened(message: &str, longest: usize) -> String {
+    if message.len() <= longest {
         return message.to_owned();
     }
-    let mut end = LONGEST - 4;
+    let mut end = longest - 4;
     while !message.is_char_boundary(end) {
         end -= 1;
     }

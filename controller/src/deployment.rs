@@ -24,6 +24,8 @@ pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 pub const GATES: [&str; 2] = ["meridio-experiment/ipv4-connectivity", "meridio-experiment/ipv6-connectivity"];
 /// Where router and load balancer meet.
 const SOCKET_FOLDER: &str = "/var/lib/meridio";
+/// The user of the product's image.
+const USER: u32 = 65532;
 const HEALTH_PORT_ROUTER: u16 = 2225;
 const HEALTH_PORT_LB: u16 = 2227;
 
@@ -199,7 +201,10 @@ fn ours(gateway: &Gateway, name: &str, settings: &Settings) -> Value {
             {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
         ],
         "terminationGracePeriodSeconds": settings.drain_s + 10,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
             "weight": 100,
             "podAffinityTerm": {
@@ -269,9 +274,9 @@ fn container(part: &str, gateway: &str, settings: &Settings, capabilities: &[&st
         "livenessProbe": probe("", 5),
         "readinessProbe": probe("Readiness", 1),
         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        // The kernel gives a user other than root what its file carries, and ignores the file where privileges must not be gained.
         "securityContext": {
-            "runAsUser": 0,
-            "allowPrivilegeEscalation": false,
+            "allowPrivilegeEscalation": true,
             "readOnlyRootFilesystem": true,
             "capabilities": {"drop": ["ALL"], "add": capabilities},
         },

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditions::{Say, conditions, sort};
 use crate::networks::Problem;
+use crate::pods::Unattached;
 
 /// The most addresses that a Gateway's status may hold.
 pub const MOST_ADDRESSES: usize = 16;
@@ -127,7 +128,7 @@ pub struct Known<'a> {
     /// Its Deployment.
     pub deployed: &'a Deployed,
     /// Load-balancer pods without an address where the endpoints are: pod, and what is missing.
-    pub unattached: &'a BTreeMap<String, String>,
+    pub unattached: &'a BTreeMap<String, Unattached>,
     /// What is wrong with Services and the network status of their pods.
     pub services: &'a [String],
     /// Services with more pods than they may have: Service, and the pods that are left out.
@@ -156,7 +157,12 @@ pub fn gateway_status(known: &Known<'_>, existing: &Status, now: &Time) -> Statu
         say.push(Say::new("AddressesTruncated", true, "TooManyAddresses", message));
     }
     if !known.unattached.is_empty() {
-        say.push(Say::new("PodsAttached", false, "AddressMissing", listed(known.unattached.values())));
+        say.push(Say::new(
+            "PodsAttached",
+            false,
+            "AddressMissing",
+            listed(known.unattached.values().map(|unattached| &unattached.fault)),
+        ));
     }
     say.extend(endpoints(known));
     say.extend(partially_served(known.view));

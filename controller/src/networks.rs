@@ -135,23 +135,40 @@ impl Networks {
     /// # Errors
     /// The value is no list of network states: the text says why.
     pub fn addresses(&self, status: &str) -> Result<Addresses, String> {
-        let entries: Vec<StatusEntry> = serde_json::from_str(status).map_err(|error| format!("{STATUS}: {error}"))?;
         let mut found = Addresses::default();
-        for entry in entries.iter().filter(|entry| self.attached(entry)) {
-            for text in &entry.ips {
-                // Some plugins write a length behind it.
-                let text = text.split('/').next().unwrap_or_default();
-                let address: IpAddr = text.parse().map_err(|_| format!("{STATUS}: {text:?} is no IP address"))?;
-                if !self.subnets.iter().any(|subnet| subnet.contains(&address)) {
-                    continue;
-                }
-                match address {
-                    IpAddr::V4(address) => _ = found.ipv4.get_or_insert(address),
-                    IpAddr::V6(address) => _ = found.ipv6.get_or_insert(address),
-                }
+        for address in self.attached_addresses(status)? {
+            if !self.subnets.iter().any(|subnet| subnet.contains(&address)) {
+                continue;
+            }
+            match address {
+                IpAddr::V4(address) => _ = found.ipv4.get_or_insert(address),
+                IpAddr::V6(address) => _ = found.ipv6.get_or_insert(address),
             }
         }
         Ok(found)
+    }
+
+    /// The subnets in which a Pod has no address that counts, by the value of its annotation [`STATUS`].
+    ///
+    /// # Errors
+    /// As [`Self::addresses`].
+    pub fn without_address(&self, status: &str) -> Result<Vec<IpNet>, String> {
+        let addresses = self.attached_addresses(status)?;
+        let is_empty = |subnet: &&IpNet| !addresses.iter().any(|address| subnet.contains(address));
+        Ok(self.subnets.iter().filter(is_empty).copied().collect())
+    }
+
+    /// All addresses on the networks, in whatever subnet.
+    fn attached_addresses(&self, status: &str) -> Result<Vec<IpAddr>, String> {
+        let entries: Vec<StatusEntry> = serde_json::from_str(status).map_err(|error| format!("{STATUS}: {error}"))?;
+        let texts = entries.iter().filter(|entry| self.attached(entry)).flat_map(|entry| &entry.ips);
+        texts
+            .map(|text| {
+                // Some plugins write a length behind it.
+                let text = text.split('/').next().unwrap_or_default();
+                text.parse().map_err(|_| format!("{STATUS}: {text:?} is no IP address"))
+            })
+            .collect()
     }
 
     fn attached(&self, status: &StatusEntry) -> bool {

@@ -1,5 +1,7 @@
 //! Events for humans: differences between what was said and what is said. Pure.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
@@ -63,24 +65,31 @@ pub fn of_states(before: Option<&RouterState>, after: &RouterState) -> Vec<Note>
         notes.extend(of_session(pod, &regarding, old, session));
     }
     let gateway = of("Gateway", "gateway.networking.k8s.io/v1".to_owned(), &after.spec.gateway);
+    let mut announced = Vec::new();
+    let mut withdrawn = BTreeMap::<(bool, &str), Vec<&str>>::new();
     for vip in &after.spec.vips {
         let old = before.and_then(|before| before.spec.vips.iter().find(|old| old.vip == vip.vip));
-        let was = old.is_some_and(|old| old.announced);
-        let (reason, text) = match (was, vip.announced) {
-            (false, true) => ("VipAnnounced", format!("{pod}: {}", vip.vip)),
+        match (old.is_some_and(|old| old.announced), vip.announced) {
+            (false, true) => announced.push(&*vip.vip),
             (true, false) => {
                 let why = vip.reason.as_deref().unwrap_or("not said");
-                ("VipWithdrawn", format!("{pod}: {}: {why}", vip.vip))
+                withdrawn.entry((true, why)).or_default().push(&vip.vip);
             }
-            _ => continue,
-        };
-        notes.push(Note { regarding: gateway.clone(), warning: !vip.announced, reason, text });
+            _ => {}
+        }
     }
     for old in before.iter().flat_map(|before| &before.spec.vips) {
         if old.announced && !after.spec.vips.iter().any(|vip| vip.vip == old.vip) {
-            let text = format!("{pod}: {}: it is no VIP any more", old.vip);
-            notes.push(Note { regarding: gateway.clone(), warning: false, reason: "VipWithdrawn", text });
+            withdrawn.entry((false, "it is no VIP any more")).or_default().push(&old.vip);
         }
+    }
+    // What happens at once is told at once: forty VIPs are no forty Events.
+    let note = |warning, reason, text| Note { regarding: gateway.clone(), warning, reason, text };
+    if !announced.is_empty() {
+        notes.push(note(false, "VipAnnounced", format!("{pod}: {}", announced.join(", "))));
+    }
+    for ((warning, why), vips) in withdrawn {
+        notes.push(note(warning, "VipWithdrawn", format!("{pod}: {}: {why}", vips.join(", "))));
     }
     notes
 }

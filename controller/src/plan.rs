@@ -10,19 +10,20 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{Resource, ResourceExt as _};
-use martlet_api::accept;
 use martlet_api::crd::{
     CONTROLLER, GATEWAY_LABEL, Gateway, GatewayRouterStatus, L34RouteStatus, MANAGED_BY_LABEL, SERVICE_LABEL,
 };
 use martlet_api::view::{Condition, ObjectName, View};
+use martlet_api::{Objects, accept};
 use serde_json::{Value, json};
 
 use crate::conditions::{Say, conditions, sort};
 use crate::deployment::{self, Settings, budget, holds, name_of, selector_of};
 use crate::endpoints::{DUMMY_SELECTOR, Endpoints, MANAGER, endpoint_slices};
 use crate::gateway::{Deployed, Known, gateway_status};
-use crate::networks::{Networks, STATUS};
+use crate::networks::Networks;
 use crate::notes::{self, Note};
+use crate::pods::{gates, unattached};
 use crate::routers::gateway_router_status;
 use crate::routes::l34route_status;
 use crate::world::{GatewayExtra, Kind, World};
@@ -66,13 +67,16 @@ pub fn plan(world: &World, settings: &Settings, per_slice: usize, now: &Time) ->
     let mut plan = Plan::default();
     let mut wanted = Wanted::default();
     let pods = Labelled::new(world);
+    let slices = slices_by_service(world);
+    let none = Objects::default();
+    let parts = parts(world);
     let mut told = accept::unattached(&world.objects, &world.namespace);
     for (name, gateway) in world.objects.gateways.iter().filter(|(name, _)| name.namespace == world.namespace) {
         if !accept::ours(&world.objects, gateway) || gateway.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        let view = accept::view(&world.objects, name);
-        of_gateway(world, &pods, settings, per_slice, gateway, &view, now, &mut wanted, &mut plan);
+        let view = accept::view(parts.get(&*name.name).unwrap_or(&none), name);
+        of_gateway(world, &pods, &slices, settings, per_slice, gateway, &view, now, &mut wanted, &mut plan);
         told.extend(view.conditions);
     }
     remove_what_is_not_wanted(world, &wanted, &mut plan);
@@ -101,6 +105,7 @@ struct Wanted {
 fn of_gateway(
     world: &World,
     labelled: &Labelled<'_>,
+    slices: &Slices<'_>,
     settings: &Settings,
     per_slice: usize,
     gateway: &Gateway,
@@ -113,13 +118,13 @@ fn of_gateway(
     let extra = world.gateways.get(&view.gateway).unwrap_or(&default);
     let annotations = gateway.spec.infrastructure.as_ref().and_then(|i| i.annotations.clone()).unwrap_or_default();
     let networks = Networks::parse(&annotations, &world.namespace);
-    let services = of_services(world, labelled, per_slice, view, networks.as_ref().ok(), wanted, plan);
+    let services = of_services(world, labelled, slices, per_slice, view, networks.as_ref().ok(), wanted, plan);
     let (deployed, parameters) = of_deployment(world, settings, gateway, wanted, plan);
     let pods = load_balancers(labelled, &view.gateway.name);
     let unattached = networks.as_ref().map(|networks| unattached(&pods, networks)).unwrap_or_default();
     if settings.gates && world.rights.gates && world.rights.states {
         for pod in &pods {
-            plan.actions.extend(gates(world, view, pod, now));
+            plan.actions.extend(gates(world, view, pod, unattached.get(&pod.name_any()), now));
         }
     }
     let known = Known {
@@ -148,9 +153,11 @@ struct Services {
 }
 
 /// The slices of the Services of a Gateway.
+#[expect(clippy::too_many_arguments, reason = "whole values; bundled they would only be unbundled again")]
 fn of_services(
     world: &World,
     labelled: &Labelled<'_>,
+    slices: &Slices<'_>,
     per_slice: usize,
     view: &View,
     networks: Option<&Networks>,
@@ -166,10 +173,10 @@ fn of_services(
         if object.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        let existing = slices_of(world, service);
+        let existing = slices.get(&**service).map_or(&[][..], Vec::as_slice);
         let pods = labelled.candidates(object.spec.as_ref().and_then(|spec| spec.selector.as_ref()));
         let Endpoints { slices, over_capacity, malformed, .. } =
-            endpoint_slices(object, &view.gateway.name, pods, networks, &existing, per_slice);
+            endpoint_slices(object, &view.gateway.name, pods, networks, existing, per_slice);
         for (name, slice) in slices {
             match world.objects.slices.get(&world.name(&name)) {
                 None => plan.actions.push(Action::Create(Kind::Slice, name.clone(), slice_body(&slice, None))),
@@ -193,9 +200,65 @@ fn of_services(
     services
 }
 
-/// The slices of a Service that are ours.
-fn slices_of<'a>(world: &'a World, service: &str) -> Vec<&'a EndpointSlice> {
-    our_slices(world).filter(|slice| slice.labels().get(SERVICE_LABEL).is_some_and(|label| label == service)).collect()
+/// The slices that are ours, by Service.
+type Slices<'a> = BTreeMap<&'a str, Vec<&'a EndpointSlice>>;
+
+fn slices_by_service(world: &World) -> Slices<'_> {
+    let mut slices = Slices::new();
+    for slice in our_slices(world) {
+        if let Some(service) = slice.labels().get(SERVICE_LABEL) {
+            slices.entry(service.as_str()).or_default().push(slice);
+        }
+    }
+    slices
+}
+
+/// What acceptance has to see of each Gateway, so that hundreds of them need not look at thousands of objects each: what names it, and
+/// the Services that its routes name.
+fn parts(world: &World) -> BTreeMap<&str, Objects> {
+    let all = &world.objects;
+    let shared = Objects {
+        gateway_classes: all.gateway_classes.clone(),
+        conditions: all.conditions.clone(),
+        absent: all.absent.clone(),
+        synced: all.synced,
+        ..Objects::default()
+    };
+    let of_ours = all.gateways.iter().filter(|(name, _)| name.namespace == world.namespace);
+    let mut parts: BTreeMap<&str, Objects> = of_ours
+        .map(|(name, gateway)| {
+            (&*name.name, Objects { gateways: [(name.clone(), gateway.clone())].into(), ..shared.clone() })
+        })
+        .collect();
+    for (name, router) in &all.routers {
+        if let Some(part) = router.labels().get(GATEWAY_LABEL).and_then(|gateway| parts.get_mut(gateway.as_str())) {
+            part.routers.insert(name.clone(), router.clone());
+        }
+    }
+    for (name, route) in &all.routes {
+        let parent = route.spec.parent_refs.first();
+        let Some(part) = parent.and_then(|parent| parts.get_mut(parent.name.as_str())) else { continue };
+        part.routes.insert(name.clone(), route.clone());
+        if let Some(backend) = route.spec.backend_refs.first() {
+            let service = world.name(&backend.name);
+            part.services.extend(all.services.get(&service).map(|object| (service, object.clone())));
+        }
+    }
+    let mut gateways = BTreeMap::new();
+    for (name, service) in &all.services {
+        let Some(gateway) = service.labels().get(GATEWAY_LABEL) else { continue };
+        if let Some(part) = parts.get_mut(gateway.as_str()) {
+            part.services.insert(name.clone(), service.clone());
+            gateways.insert(&*name.name, gateway.as_str());
+        }
+    }
+    for (name, slice) in &all.slices {
+        let gateway = slice.labels().get(SERVICE_LABEL).and_then(|service| gateways.get(service.as_str()));
+        if let Some(part) = gateway.and_then(|gateway| parts.get_mut(*gateway)) {
+            part.slices.insert(name.clone(), slice.clone());
+        }
+    }
+    parts
 }
 
 fn our_slices(world: &World) -> impl Iterator<Item = &EndpointSlice> {
@@ -350,66 +413,9 @@ impl<'a> Labelled<'a> {
     }
 }
 
-/// Load-balancer pods that run without an address where the endpoints are.
-fn unattached(pods: &[&Pod], networks: &Networks) -> BTreeMap<String, String> {
-    let subnets: Vec<_> = networks.subnets().iter().map(ToString::to_string).collect();
-    let mut found = BTreeMap::new();
-    for pod in pods {
-        let running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
-        if !running || pod.metadata.deletion_timestamp.is_some() {
-            continue;
-        }
-        let name = pod.name_any();
-        let addresses = pod.annotations().get(STATUS).map(|status| networks.addresses(status));
-        let fault = match addresses {
-            Some(Ok(addresses)) if !addresses.is_empty() => continue,
-            Some(Err(fault)) => format!("pod {name}: {fault}"),
-            _ => format!("pod {name} has no address in {}: attach it to that network", subnets.join(", ")),
-        };
-        found.insert(name, fault);
-    }
-    found
-}
-
-/// The readiness gates of a load-balancer pod, if they have to change.
-fn gates(world: &World, view: &View, pod: &Pod, now: &Time) -> Option<Action> {
-    let name = pod.name_any();
-    let asked: BTreeSet<&str> = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.readiness_gates.iter().flatten())
-        .map(|gate| gate.condition_type.as_str())
-        .collect();
-    let state = world.states.values().find(|state| state.spec.pod == name && state.spec.gateway == *view.gateway.name);
-    let existing = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let mut changed = false;
-    let mut said = Vec::new();
-    for (gate, ipv4) in [(deployment::GATES[0], true), (deployment::GATES[1], false)] {
-        if !asked.contains(gate) {
-            continue;
-        }
-        let routers = view.routers.values().any(|router| router.address.is_ipv4() == ipv4);
-        let connected =
-            state.is_some_and(|state| if ipv4 { state.spec.ipv4_connectivity } else { state.spec.ipv6_connectivity });
-        let (status, reason) = match (routers, state.is_some(), connected) {
-            (false, _, _) => ("True", "NoGatewayRouter"),
-            (true, _, true) => ("True", "Connected"),
-            (true, true, false) => ("False", "NotConnected"),
-            (true, false, false) => ("False", "Pending"),
-        };
-        let old = existing.iter().find(|old| old.type_ == gate);
-        let same = old.is_some_and(|old| old.status == status && old.reason.as_deref() == Some(reason));
-        changed |= !same;
-        let since = old.filter(|old| old.status == status).and_then(|old| old.last_transition_time.clone());
-        said.push(json!({
-            "type": gate, "status": status, "reason": reason, "lastTransitionTime": since.unwrap_or_else(|| now.clone()),
-        }));
-    }
-    let body = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "uid": pod.metadata.uid},
-        "status": {"conditions": said},
-    });
-    changed.then_some(Action::Status(Kind::Pod, name, body))
+/// Whose Gateway it is cannot be known without the right to read its class: what was made of it stays.
+fn is_unjudged(world: &World, gateway: &Gateway) -> bool {
+    !world.rights.classes && gateway.spec.gateway_class_name != CONTROLLER
 }
 
 /// Slices of Services that are not (or no longer) of a Gateway of ours, and Deployments of Gateways that are no longer ours.
@@ -418,15 +424,19 @@ fn remove_what_is_not_wanted(world: &World, wanted: &Wanted, plan: &mut Plan) {
         Action::Delete(kind, metadata.name.clone().unwrap_or_default(), metadata.uid.clone().unwrap_or_default())
     };
     for slice in our_slices(world) {
-        if !wanted.slices.contains(&slice.name_any()) && slice.metadata.deletion_timestamp.is_none() {
+        let gateway = slice.labels().get(GATEWAY_LABEL).and_then(|name| world.objects.gateways.get(&world.name(name)));
+        if !wanted.slices.contains(&slice.name_any())
+            && slice.metadata.deletion_timestamp.is_none()
+            && !gateway.is_some_and(|gateway| is_unjudged(world, gateway))
+        {
             plan.actions.push(delete(Kind::Slice, &slice.metadata));
         }
     }
     // What a Gateway of the past owns, the garbage collector removes; here: the Gateway is there, of another class.
     let left = |metadata: &ObjectMeta| {
         let gateways = world.objects.gateways.values().filter(|gateway| gateway.metadata.deletion_timestamp.is_none());
-        let owned = gateways.filter(|gateway| is_controlled(metadata, gateway)).count() > 0;
-        owned
+        let mut owned = gateways.filter(|gateway| is_controlled(metadata, gateway) && !is_unjudged(world, gateway));
+        owned.next().is_some()
             && metadata.deletion_timestamp.is_none()
             && metadata.labels.iter().flatten().any(|(key, _)| key == deployment::GATEWAY_NAME)
     };

@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::runtime::events::{Recorder, Reporter};
+use martlet_api::crd::GatewayClass;
+use martlet_api::view::ObjectName;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::act::{act, rights, tell};
+use crate::act::{act, rights};
 use crate::deployment::Settings;
 use crate::endpoints::PER_SLICE;
+use crate::events::Events;
 use crate::health::{self, Health};
 use crate::lease::{Times, elect};
 use crate::notes::Note;
@@ -28,8 +31,12 @@ const TOGETHER: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_millis(500);
 /// .. and, if it goes on, not later.
 const RETRY_MOST: Duration = Duration::from_secs(30);
-/// How often we ask whether our rights have changed.
+/// How often we ask whether our rights have changed, unless one was refused.
 const ASK_RIGHTS: Duration = Duration::from_mins(1);
+/// How often a server whose watches broke is asked whether it is there, and how long its answer may take.
+const LOOK: Duration = Duration::from_secs(1);
+/// After how long without another failure a watch that broke goes on: longer than it waits before it tries again.
+const GOES_ON: Duration = Duration::from_secs(5);
 /// Changes on their way to the loop.
 const CHANGES: usize = 1024;
 
@@ -48,6 +55,8 @@ pub struct Options {
     pub per_slice: usize,
     /// Times of the election.
     pub lease: Times,
+    /// How often it asks whether its rights have changed; when one is refused, at once.
+    pub ask_rights: Duration,
     /// Where `grpc.health.v1` listens; `None`: nowhere.
     pub health: Option<SocketAddr>,
     /// It ends when this turns true, or its other end is gone.
@@ -64,6 +73,7 @@ impl Options {
             settings: Settings::default(),
             per_slice: PER_SLICE,
             lease: Times::default(),
+            ask_rights: ASK_RIGHTS,
             health: None,
             stop,
         }
@@ -85,6 +95,7 @@ pub async fn run(mut options: Options) -> Result<()> {
         health::serve(address, &health, &mut tasks).await.with_context(|| format!("serve health on {address}"))?;
     }
     let mut stop = options.stop.clone();
+    let mut past = Past::default();
     while !*stop.borrow() {
         let known = tokio::select! {
             biased;
@@ -93,7 +104,7 @@ pub async fn run(mut options: Options) -> Result<()> {
         };
         let Ok(known) = known else { continue };
         match known {
-            Ok(rights) => with_rights(&client, &options, rights, &health).await,
+            Ok(rights) => with_rights(&client, &options, rights, &health, &mut past).await,
             Err(error) => {
                 health.ready(false);
                 tracing::warn!(%error, "the API server does not say what we may do");
@@ -110,8 +121,17 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
 }
 
+/// What is kept of the time when the rights were others: a right that is lost must take nothing down.
+#[derive(Default)]
+struct Past {
+    /// There were readiness gates: pods are not rolled to be rid of them.
+    gates: bool,
+    /// The classes as they were last read.
+    classes: BTreeMap<ObjectName, Arc<GatewayClass>>,
+}
+
 /// Runs until it is told to stop, or the rights are others.
-async fn with_rights(client: &Client, options: &Options, rights: Rights, health: &Health) {
+async fn with_rights(client: &Client, options: &Options, rights: Rights, health: &Health, past: &mut Past) {
     let mut tasks = JoinSet::new();
     let (sender, changes) = mpsc::channel(CHANGES);
     for kind in Kind::ALL.into_iter().filter(|kind| kind.is_read(&rights)) {
@@ -124,21 +144,28 @@ async fn with_rights(client: &Client, options: &Options, rights: Rights, health:
     } else {
         tokio::spawn(async move { leads.closed().await })
     };
-    let reporter = Reporter { controller: "martlet-controller".to_owned(), instance: Some(options.identity.clone()) };
     let mut settings = options.settings.clone();
-    settings.gates &= rights.gates && rights.states;
+    past.gates |= rights.gates && rights.states;
+    settings.gates &= past.gates;
+    let mut world = World::new(&options.namespace, rights);
+    if !rights.classes {
+        world.objects.gateway_classes.clone_from(&past.classes);
+    }
     let mut reconciler = Reconciler {
         client: client.clone(),
-        recorder: Recorder::new(client.clone(), reporter),
-        world: World::new(&options.namespace, rights),
+        events: Events::start(client.clone(), &options.identity),
+        world,
         settings,
         per_slice: options.per_slice,
         synced: BTreeSet::new(),
         broken: BTreeMap::new(),
         notes: Vec::new(),
         retry: RETRY,
+        ask_rights: options.ask_rights,
+        refused: false,
     };
     reconciler.run(changes, leading, options.stop.clone(), health).await;
+    past.classes = reconciler.world.objects.gateway_classes;
     // The election gives up the Lease when nobody listens any more.
     let _ = election.await;
 }
@@ -146,15 +173,18 @@ async fn with_rights(client: &Client, options: &Options, rights: Rights, health:
 /// The loop: changes in, plan, act.
 struct Reconciler {
     client: Client,
-    recorder: Recorder,
+    events: Events,
     world: World,
     settings: Settings,
     per_slice: usize,
     synced: BTreeSet<Kind>,
-    /// Kinds whose watch is broken, and why.
-    broken: BTreeMap<Kind, String>,
+    /// Kinds whose watch is broken: why, and when it was last tried.
+    broken: BTreeMap<Kind, (String, Instant)>,
     notes: Vec<Note>,
     retry: Duration,
+    ask_rights: Duration,
+    /// Something was refused: have our rights changed?
+    refused: bool,
 }
 
 impl Reconciler {
@@ -165,7 +195,9 @@ impl Reconciler {
         mut stop: watch::Receiver<bool>,
         health: &Health,
     ) {
-        let mut ask_rights = tokio::time::interval_at(tokio::time::Instant::now() + ASK_RIGHTS, ASK_RIGHTS);
+        let mut ask_rights = tokio::time::interval_at(tokio::time::Instant::now() + self.ask_rights, self.ask_rights);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // When to plan: `None`, nothing has changed.
         let mut due: Option<Instant> = None;
         loop {
@@ -186,13 +218,29 @@ impl Reconciler {
                             () = stopped(&mut stop) => return,
                             again = self.reconcile() => due = again,
                         }
+                        if std::mem::take(&mut self.refused) {
+                            ask_rights.reset_immediately();
+                        }
                     }
                 }
                 Some(change) = changes.recv() => {
-                    if self.learn(change) {
+                    let is_news = self.learn(change);
+                    if !*leading.borrow() {
+                        // Whoever leads tells it.
+                        self.notes.clear();
+                    }
+                    if is_news {
                         due.get_or_insert_with(|| Instant::now() + TOGETHER);
                     }
                     health.ready(self.all_synced() && self.broken.is_empty());
+                }
+                _ = look.tick(), if !self.broken.is_empty() => {
+                    // A watch that goes on where it broke says nothing.
+                    let answer = tokio::time::timeout(LOOK, self.client.apiserver_version()).await;
+                    if matches!(answer, Ok(Ok(_))) {
+                        self.broken.retain(|_, (_, tried)| tried.elapsed() < GOES_ON);
+                        health.ready(self.all_synced() && self.broken.is_empty());
+                    }
                 }
                 _ = ask_rights.tick() => {
                     let rights = tokio::time::timeout(RETRY_MOST, rights(&self.client, &self.world.namespace));
@@ -216,6 +264,9 @@ impl Reconciler {
         let notes = match change {
             Change::Put(kind, object) => {
                 self.broken.remove(&kind);
+                if self.world.knows(kind, &object) {
+                    return false;
+                }
                 self.world.put(kind, &object)
             }
             Change::Gone(kind, namespace, name) => {
@@ -234,10 +285,10 @@ impl Reconciler {
                 if first { Vec::new() } else { notes }
             }
             Change::Broken(kind, error) => {
-                if self.broken.get(&kind) != Some(&error) {
+                if self.broken.get(&kind).is_none_or(|(known, _)| *known != error) {
                     tracing::warn!(kind = kind.name(), error, "watch broke; what is known stays in use");
-                    self.broken.insert(kind, error);
                 }
+                self.broken.insert(kind, (error, Instant::now()));
                 return false;
             }
         };
@@ -249,7 +300,9 @@ impl Reconciler {
     async fn reconcile(&mut self) -> Option<Instant> {
         // Whole seconds: what the server would cut off would look like a change.
         let now = Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH));
+        let begin = Instant::now();
         let planned = plan(&self.world, &self.settings, self.per_slice, &now);
+        tracing::debug!(took = ?begin.elapsed(), actions = planned.actions.len(), "planned");
         for action in &planned.actions {
             let (kind, name) = action.of();
             tracing::debug!(kind = kind.name(), name, "act");
@@ -260,9 +313,8 @@ impl Reconciler {
         }
         let mut notes = std::mem::take(&mut self.notes);
         notes.extend(planned.notes);
-        if self.world.rights.events && !notes.is_empty() {
-            let recorder = self.recorder.clone();
-            tokio::spawn(async move { tell(&recorder, notes).await });
+        for note in notes.into_iter().filter(|_| self.world.rights.events) {
+            self.events.tell(note);
         }
         if done.failures.is_empty() {
             self.retry = RETRY;
@@ -272,6 +324,7 @@ impl Reconciler {
             tracing::warn!(failure, "will be tried again");
         }
         let again = Instant::now() + self.retry;
+        self.refused = done.forbidden;
         self.retry = (self.retry * 2).min(RETRY_MOST);
         Some(again)
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use martlet_api::Objects;
 use martlet_api::accept::ACCEPTED;
@@ -220,13 +220,19 @@ impl World {
         }
     }
 
-    /// Takes an object as the server has it, unless a newer one is known. Returns what is to be told of it.
+    /// Whether it is known so already, or newer: a watch tells what the server has answered to us before.
+    pub fn knows(&self, kind: Kind, object: &Value) -> bool {
+        let key = ObjectName::new(text(object, "namespace"), text(object, "name"));
+        self.version(kind, &key).zip(number(object)).is_some_and(|(known, version)| version <= known)
+    }
+
+    /// Takes an object as the server has it, unless it is known so or newer. Returns what is to be told of it.
     pub fn put(&mut self, kind: Kind, object: &Value) -> Vec<Note> {
-        let (name, version) = (text(object, "name"), number(object));
-        let key = ObjectName::new(text(object, "namespace"), name);
-        if self.version(kind, &key).is_some_and(|known| version.is_some_and(|version| version < known)) {
+        if self.knows(kind, object) {
             return Vec::new();
         }
+        let name = text(object, "name");
+        let key = ObjectName::new(text(object, "namespace"), name);
         let mut notes = Vec::new();
         let read = match kind {
             Kind::Gateway => {
@@ -250,6 +256,9 @@ impl World {
                 let read = keep(&mut self.states, name.to_owned(), object);
                 if let Some(after) = self.states.get(name) {
                     notes = notes::of_states(before.as_deref(), after);
+                    for note in &mut notes {
+                        self.identify(&mut note.regarding);
+                    }
                 }
                 read
             }
@@ -266,6 +275,16 @@ impl World {
             });
         }
         notes
+    }
+
+    /// Adds the uid of what is referred to by name: whoever looks at an object finds its Events by that.
+    fn identify(&self, reference: &mut ObjectReference) {
+        let key = self.name(reference.name.as_deref().unwrap_or_default());
+        reference.uid = match reference.kind.as_deref() {
+            Some("Gateway") => self.objects.gateways.get(&key).and_then(|gateway| gateway.metadata.uid.clone()),
+            Some("GatewayRouter") => self.objects.routers.get(&key).and_then(|router| router.metadata.uid.clone()),
+            _ => None,
+        };
     }
 
     /// An object is gone.

@@ -438,6 +438,46 @@ fn sessions_of_all_pods_are_gathered_and_open_the_readiness_gates() {
     server.expect("GatewayRouter", "gateway-a-v4", "Programmed", "True", "Degraded");
 }
 
+/// Its session may be as good as it likes: what it attracts it cannot forward.
+#[test]
+fn a_pod_without_an_address_where_the_endpoints_are_keeps_its_gate_shut() {
+    let mut server = Server::new();
+    server.gateway(
+        "sllb-a",
+        &json!({"annotations": {"meridio-experiment/networks": r#"[{"name":"nad","interface":"net1"}]"#,
+                                "meridio-experiment/network-subnets": r#"["10.0.0.0/24","10.0.1.0/24","fd00::/64"]"#}}),
+    );
+    server.router("gateway-a-v4", "169.254.100.150");
+    server.router("gateway-a-v6", "100:100::150");
+    server.settle();
+    let told = |server: &Server| {
+        let conditions = json(&server.world.pods["sllbr-1"])["status"]["conditions"].clone();
+        let of = |gate| conditions.as_array().unwrap().iter().find(|c| c["type"] == gate).unwrap().clone();
+        martlet_controller::deployment::GATES.map(of)
+    };
+    let state = json!({"apiVersion": "meridio.experiment.gateway.api.poc/v1alpha1", "kind": "RouterState", "metadata": {"name": "sllbr-1"},
+                       "spec": {"gateway": "sllb-a", "pod": "sllbr-1", "ipv4Connectivity": true, "ipv6Connectivity": true, "sessions": []}});
+    server.put(state);
+    server.load_balancer("sllbr-1", "10.0.0.100");
+    server.settle();
+    let [ipv4, ipv6] = told(&server);
+    assert_eq!(
+        (&ipv4["status"], &ipv4["reason"]),
+        (&json!("True"), &json!("Connected")),
+        "one of two subnets is enough"
+    );
+    assert_eq!((&ipv6["status"], &ipv6["reason"]), (&json!("False"), &json!("AddressMissing")));
+    let message = server.expect("Gateway", "sllb-a", "PodsAttached", "False", "AddressMissing");
+    assert!(message.contains("sllbr-1 has no address in 10.0.1.0/24, fd00::/64"), "{message}");
+    assert_eq!(ipv6["message"].as_str(), Some(message.as_str()));
+    server.load_balancer("sllbr-1", "192.168.0.1");
+    server.settle();
+    assert!(told(&server).iter().all(|gate| gate["reason"] == "AddressMissing"));
+    server.load_balancer("sllbr-1", r#"10.0.0.100","10.0.1.100","fd00::100"#);
+    server.settle();
+    assert!(told(&server).iter().all(|gate| gate["reason"] == "Connected" && gate["status"] == "True"));
+}
+
 #[test]
 fn without_the_extra_rights_what_the_seed_asks_still_works() {
     let mut server = Server::seed();

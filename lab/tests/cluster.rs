@@ -46,9 +46,11 @@ const TESTS: &[Test] = tests![
     faults::of_two_controllers_one_acts_and_the_other_takes_over,
     faults::two_controllers_that_both_act_settle,
     faults::revoked_rights_are_noticed_and_mended,
+    faults::the_clocks_of_two_replicas_may_differ_by_a_day,
     controller::the_seed_becomes_a_deployment_slices_and_status,
     controller::endpoints_follow_the_pods,
     controller::capacity_is_told_on_gateway_route_and_by_an_event,
+    controller::faults_are_told_on_the_object_that_has_them,
     controller::nothing_but_infrastructure_rolls_the_pods,
     controller::a_template_overrides_and_a_broken_one_is_told,
     controller::foreign_objects_and_other_tenants_are_untouched,
@@ -58,8 +60,9 @@ const TESTS: &[Test] = tests![
     crds::the_examples_apply_unmodified,
 ];
 
-/// They end the server, or read the log.
+/// They end the server, read the log, or take from all what has no namespace.
 const ALONE: &[Test] = tests![
+    faults::extra_rights_revoked_take_nothing_down_and_are_used_again,
     faults::under_base_alone_what_the_seed_asks_works_and_each_missing_right_is_a_line,
     faults::the_api_server_dies_and_comes_back_after_a_compaction,
 ];

@@ -224,11 +224,7 @@ fn changes(kind: Kind, api: Api<DynamicObject>) -> Changes {
                 });
                 (until_absent.map(move |change| (kind, change)).boxed(), ABSENT_RETRY)
             }
-            Err(error) => {
-                let change = refusal(&error);
-                let pause = if matches!(change, Change::Absent) { ABSENT_RETRY } else { LOST_RETRY };
-                (stream::iter([(kind, change)]).boxed(), pause)
-            }
+            Err(error) => refused(kind, &error),
         };
         Some((round, (api, pause)))
     });
@@ -249,6 +245,13 @@ fn refusal(error: &kube::Error) -> Change {
         kube::Error::Api(status) if matches!(status.code, 403 | 404) => Change::Absent,
         other => Change::Lost(other.to_string()),
     }
+}
+
+/// A round that did not begin, and the pause before the next.
+fn refused(kind: Kind, error: &kube::Error) -> (Changes, Duration) {
+    let change = refusal(error);
+    let pause = if matches!(change, Change::Absent) { ABSENT_RETRY } else { LOST_RETRY };
+    (stream::iter([(kind, change)]).boxed(), pause)
 }
 
 /// Secrets by `watch` alone: without a resource version a watch begins with all that exist. What one whole watch did not
@@ -284,11 +287,7 @@ fn secrets(api: Api<DynamicObject>) -> Changes {
                 let whole = stream::iter([Change::BeginRound]).chain(round).chain(stream::once(end));
                 (whole.map(move |change| (kind, change)).boxed(), SECRETS_PAUSE)
             }
-            Err(error) => {
-                let change = refusal(&error);
-                let pause = if matches!(change, Change::Absent) { ABSENT_RETRY } else { LOST_RETRY };
-                (stream::iter([(kind, change)]).boxed(), pause)
-            }
+            Err(error) => refused(kind, &error),
         };
         Some((round, (api, pause)))
     });

@@ -6,15 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -120,8 +121,9 @@ impl<'c, 'lab> Scene<'c, 'lab> {
 
     async fn measure(&self, gateways: usize, runs: usize) -> Result<Vec<Row>> {
         let all: BTreeSet<usize> = (0..ENDPOINTS).collect();
+        let writes = self.watch_slices().await?;
         let before = self.requests()?;
-        let mut taken = Vec::new();
+        let (mut taken, mut written) = (Vec::new(), Vec::new());
         for run in 0..runs {
             let number = run % ENDPOINTS;
             let without: BTreeSet<usize> = all.iter().copied().filter(|slot| *slot != number).collect();
@@ -130,12 +132,28 @@ impl<'c, 'lab> Scene<'c, 'lab> {
             let start = Timestamp::now();
             self.set_ready(number, true).await?;
             let seen = self.slots(&all).await?;
-            taken.push(start.until(seen)?.total(k8s_openapi::jiff::Unit::Millisecond)?);
+            let since = |at: Timestamp| anyhow::Ok(start.until(at)?.total(k8s_openapi::jiff::Unit::Millisecond)?);
+            taken.push(since(seen)?);
+            let first = lock(&writes).iter().copied().find(|at| *at >= start);
+            written.extend(first.map(since).transpose()?);
         }
-        let after = self.requests()?;
+        written.sort_by(f64::total_cmp);
+        if let (Some(median), Some(most)) = (written.get(written.len() / 2), written.last()) {
+            println!(
+                "    of which the controller takes {median:.0} ms, at most {most:.0} ms, until a watch tells the slice"
+            );
+        }
         let changes = f64::from(u32::try_from(runs * 2)?);
-        // Each change is one request of ours.
-        let requests = (after - before) / changes - 1.0;
+        let mut requests = 0.0;
+        for (what, after) in self.requests()? {
+            let of = (after - before.get(&what).copied().unwrap_or_default()) / changes;
+            if of > 0.0 {
+                println!("    requests a change: {of:.2} {what}");
+            }
+            requests += of;
+        }
+        // Each change is one request of the measuring process.
+        requests -= 1.0;
         let scale = format!("{gateways} Gateways, {} L34Routes, {} endpoints", gateways * ROUTES, gateways * ENDPOINTS);
         let mut sorted = taken.clone();
         sorted.sort_by(f64::total_cmp);
@@ -157,6 +175,21 @@ impl<'c, 'lab> Scene<'c, 'lab> {
         rows.push(Row::below(&format!("cluster: memory of an lb ({scale})"), "MB", 128.0, lbs));
         ensure!(self.controller.ended().is_none(), "the controller ended:\n{}", self.controller.tail(20));
         Ok(rows)
+    }
+
+    /// When a watch told a change of the slices of the first Service.
+    async fn watch_slices(&self) -> Result<Arc<Mutex<Vec<Timestamp>>>> {
+        let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &self.namespace);
+        let params = WatchParams::default().labels("kubernetes.io/service-name=service-0").timeout(290);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let mut events = api.watch(&params, "0").await?.boxed();
+        let writer = Arc::clone(&told);
+        tokio::spawn(async move {
+            while let Some(Ok(_)) = events.next().await {
+                lock(&writer).push(Timestamp::now());
+            }
+        });
+        Ok(told)
     }
 
     async fn set_ready(&self, number: usize, ready: bool) -> Result<()> {
@@ -184,28 +217,40 @@ impl<'c, 'lab> Scene<'c, 'lab> {
         }
     }
 
-    /// Requests of objects that the API server has answered, without watches and leases.
-    fn requests(&self) -> Result<f64> {
+    /// Requests of objects that the API server has answered, without watches and leases: verb, resource and subresource.
+    fn requests(&self) -> Result<BTreeMap<String, f64>> {
+        const KINDS: [&str; 9] = [
+            "pods",
+            "endpointslices",
+            "gateways",
+            "l34routes",
+            "services",
+            "deployments",
+            "poddisruptionbudgets",
+            "gatewayrouters",
+            "events",
+        ];
         let text = self.cluster.kubectl(&["get", "--raw", "/metrics"])?;
-        let counted = text.lines().filter(|line| line.starts_with("apiserver_request_total{"));
-        let ours = counted.filter(|line| !line.contains("verb=\"WATCH\"") && !line.contains("resource=\"leases\""));
-        let objects = ours.filter(|line| {
-            [
-                "pods",
-                "endpointslices",
-                "gateways",
-                "l34routes",
-                "services",
-                "deployments",
-                "poddisruptionbudgets",
-                "gatewayrouters",
-                "events",
-            ]
-            .iter()
-            .any(|kind| line.contains(&format!("resource=\"{kind}\"")))
-        });
-        Ok(objects.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        let mut counted = BTreeMap::new();
+        for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+            let label = |name: &str| {
+                let (_, rest) = line.split_once(&format!("{name}=\""))?;
+                rest.split_once('"').map(|(value, _)| value)
+            };
+            let (verb, resource) = (label("verb").unwrap_or_default(), label("resource").unwrap_or_default());
+            if verb == "WATCH" || !KINDS.contains(&resource) {
+                continue;
+            }
+            let count: f64 = line.rsplit(' ').next().unwrap_or_default().parse()?;
+            let what = format!("{verb} {resource} {}", label("subresource").unwrap_or_default());
+            *counted.entry(what.trim_end().to_owned()).or_default() += count;
+        }
+        Ok(counted)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn with(mut command: Command, kubeconfig: &std::path::Path) -> Command {

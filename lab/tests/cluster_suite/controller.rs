@@ -116,17 +116,65 @@ pub fn capacity_is_told_on_gateway_route_and_by_an_event(cluster: &Cluster<'_>) 
         let message = tenant.condition("Gateway", "sllb-a", "EndpointsAccepted", "False", "CapacityExceeded").await?;
         ensure!(message.contains("service-a") && message.contains("target-2"), "{message}");
         tenant.condition("L34Route", "vip-a", "ResolvedRefs", "True", "CapacityExceeded").await?;
-        event(&tenant, "CapacityExceeded").await?;
+        tenant
+            .event("sllb-a", "CapacityExceeded", "Warning", &["service-a", "target-2", "service-max-endpoints"])
+            .await?;
         controller.stop().await
     })
 }
 
-async fn event(tenant: &Tenant<'_, '_>, reason: &str) -> Result<Value> {
-    wait_for(&format!("an Event {reason}"), LIMIT, async || {
-        let events = tenant.list("Event").await?;
-        Ok(events.into_iter().map(|event| event.data).find(|event| event["reason"] == reason))
+/// Each fault on the object that has it; what worked before works on.
+pub fn faults_are_told_on_the_object_that_has_them(cluster: &Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "faults", Roles::All).await?;
+        tenant.seed().await?;
+        let controller = tenant.controller("one")?;
+        tenant.pod("target-1", "169.111.100.11", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        // Of two routes of one priority the second by name loses, and is told which one wins.
+        tenant.put(play::route("vip-late", "service-a", &["20.0.0.1/32"])).await?;
+        let message = tenant.condition("L34Route", "vip-late", "Accepted", "False", "Overlap").await?;
+        ensure!(message.contains("L34Route vip-a"), "{message}");
+        tenant.event("vip-late", "ConfigRejected", "Warning", &["L34Route vip-a"]).await?;
+        tenant.condition("L34Route", "vip-a", "Accepted", "True", "Accepted").await?;
+        tenant.put(play::route("vip-lost", "service-nobody", &["20.0.0.3/32"])).await?;
+        let message = tenant.condition("L34Route", "vip-lost", "ResolvedRefs", "False", "BackendNotFound").await?;
+        ensure!(message.contains("service-nobody"), "{message}");
+        let mut astray = play::route("vip-astray", "service-a", &["20.0.0.4/32"]);
+        astray["spec"]["parentRefs"][0]["name"] = json!("sllb-nobody");
+        tenant.put(astray).await?;
+        let message = tenant.condition("L34Route", "vip-astray", "Accepted", "False", "NoMatchingParent").await?;
+        ensure!(message.contains("sllb-nobody"), "{message}");
+        // The same subnet on another network is another subnet.
+        let status = json!([{"name": format!("{}/macvlan-nad-2", tenant.namespace), "interface": "net1", "ips": ["169.111.100.12"]}]);
+        tenant.put(json!({"apiVersion": "v1", "kind": "Pod",
+                          "metadata": {"name": "target-2", "labels": {"app": "target"},
+                                       "annotations": {"k8s.v1.cni.cncf.io/network-status": status.to_string()}},
+                          "spec": {"nodeName": "lab", "containers": [{"name": "app", "image": "app"}]}})).await?;
+        tenant.pod_ready("target-2", true).await?;
+        tenant.expect_quiet().await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        // Annotations that say nothing: told, and endpoints keep their addresses.
+        for (annotation, value, reason) in [
+            ("meridio-experiment/networks", json!("macvlan-nad-1"), "AnnotationMalformed"),
+            ("meridio-experiment/networks", Value::Null, "AnnotationMissing"),
+            ("meridio-experiment/network-subnets", json!("[]"), "AnnotationMalformed"),
+        ] {
+            let mut gateway = play::gateway("sllb-a", CLASS);
+            gateway["spec"]["infrastructure"]["annotations"][annotation] = value.clone();
+            if value.is_null() {
+                let annotations = gateway["spec"]["infrastructure"]["annotations"].as_object_mut().context("no annotations")?;
+                annotations.remove(annotation);
+            }
+            tenant.put(gateway).await?;
+            let message = tenant.condition("Gateway", "sllb-a", "NetworksResolved", "False", reason).await?;
+            ensure!(message.contains(annotation), "{message}");
+            tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        }
+        tenant.put(play::gateway("sllb-a", CLASS)).await?;
+        tenant.condition("Gateway", "sllb-a", "NetworksResolved", "True", "NetworksResolved").await?;
+        controller.stop().await
     })
-    .await
 }
 
 pub fn nothing_but_infrastructure_rolls_the_pods(cluster: &Cluster<'_>) -> Result<()> {
@@ -183,7 +231,7 @@ pub fn a_template_overrides_and_a_broken_one_is_told(cluster: &Cluster<'_>) -> R
         tenant.put(map("spec: {replicas: many}")).await?;
         let message = tenant.condition("Gateway", "sllb-a", "Accepted", "False", "InvalidParameters").await?;
         ensure!(message.contains("data[deployment]"), "{message}");
-        event(&tenant, "ConfigRejected").await?;
+        tenant.event("sllb-a", "ConfigRejected", "Warning", &["data[deployment]"]).await?;
         ensure!(tenant.get("Deployment", "sllbr-sllb-a").await?["spec"]["replicas"] == 3, "the last good one stays");
         controller.stop().await
     })
@@ -319,17 +367,31 @@ pub fn sessions_are_gathered_into_columns_gates_and_events(cluster: &Cluster<'_>
         tenant.condition("GatewayRouter", "gateway-a-v4", "Programmed", "True", "Programmed").await?;
         let shown = tenant.cluster.kubectl(&["get", "gatewayrouters", "-n", &tenant.namespace])?;
         ensure!(shown.contains("2/2 Established") && shown.contains("2/2 Up"), "{shown}");
-        event(&tenant, "SessionUp").await?;
-        event(&tenant, "VipAnnounced").await?;
+        tenant.event("gateway-a-v4", "SessionUp", "Normal", &["sllbr-1", "Established"]).await?;
+        tenant.event("sllb-a", "VipAnnounced", "Normal", &["sllbr-1", "20.0.0.1"]).await?;
         tenant.put(play::state("sllbr-2", false)).await?;
         tenant.condition("GatewayRouter", "gateway-a-v4", "Programmed", "True", "Degraded").await?;
         tenant.expect("Pod", "sllbr-2", "its gate closed", |p| gate(p, v4).as_deref() == Some("False")).await?;
-        let event_of = event(&tenant, "SessionDown").await?;
-        ensure!(event_of["note"].as_str().unwrap_or_default().contains("Detection Time"), "{event_of}");
-        event(&tenant, "BfdDown").await?;
-        event(&tenant, "VipWithdrawn").await?;
+        for reason in ["SessionDown", "BfdDown"] {
+            tenant.event("gateway-a-v4", reason, "Warning", &["sllbr-2", "Control Detection Time Expired"]).await?;
+        }
+        tenant
+            .event("sllb-a", "VipWithdrawn", "Warning", &["sllbr-2", "20.0.0.1", "no IPv4 gateway router is Up"])
+            .await?;
         let shown = tenant.cluster.kubectl(&["get", "gatewayrouters", "-n", &tenant.namespace, "-o", "wide"])?;
         ensure!(shown.contains("1/2 Established") && shown.contains("Detection Time"), "{shown}");
+        // A session that flaps is counted on the Events that are there: no flood.
+        for round in 0..40 {
+            tenant.put(play::state("sllbr-2", round % 2 == 0)).await?;
+        }
+        tenant.condition("GatewayRouter", "gateway-a-v4", "Programmed", "True", "Degraded").await?;
+        tokio::time::sleep(play::QUIET).await;
+        for (object, reason) in
+            [("gateway-a-v4", "SessionUp"), ("gateway-a-v4", "SessionDown"), ("sllb-a", "VipWithdrawn")]
+        {
+            let told = tenant.events(object, reason).await?;
+            ensure!(told.len() <= 2, "{} Events {reason} of two pods: {told:#?}", told.len());
+        }
         tenant.expect_quiet().await?;
         controller.stop().await
     })

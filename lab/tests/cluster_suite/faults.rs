@@ -1,9 +1,12 @@
 //! The controller when something fails: rights, leaders, the API server, etcd.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use martlet_lab::cluster::Cluster;
+use martlet_lab::cluster::objects::wait_for;
 use martlet_lab::cluster::proxy::{Proxy, Way};
 use serde_json::{Value, json};
 
@@ -82,17 +85,13 @@ pub fn two_controllers_that_both_act_settle(cluster: &Cluster<'_>) -> Result<()>
             tenant.pod(&format!("target-{n}"), &format!("169.111.100.1{n}"), true).await?;
         }
         let all: Vec<_> = (1..=8).map(|n| format!("169.111.100.1{n}")).collect();
-        martlet_lab::cluster::objects::wait_for(
-            "eight endpoints with identifiers of their own",
-            play::LIMIT,
-            async || {
-                let found = tenant.endpoints().await?;
-                let addresses: Vec<_> = found.iter().map(|(address, ..)| address.clone()).collect();
-                let identifiers: std::collections::BTreeSet<_> =
-                    found.iter().map(|(_, identifier, _)| identifier.clone()).collect();
-                Ok((addresses == all && identifiers.len() == 8).then_some(()))
-            },
-        )
+        wait_for("eight endpoints with identifiers of their own", play::LIMIT, async || {
+            let found = tenant.endpoints().await?;
+            let addresses: Vec<_> = found.iter().map(|(address, ..)| address.clone()).collect();
+            let identifiers: std::collections::BTreeSet<_> =
+                found.iter().map(|(_, identifier, _)| identifier.clone()).collect();
+            Ok((addresses == all && identifiers.len() == 8).then_some(()))
+        })
         .await?;
         tenant.expect_quiet().await?;
         one.stop().await?;
@@ -115,6 +114,96 @@ pub fn revoked_rights_are_noticed_and_mended(cluster: &Cluster<'_>) -> Result<()
         tenant.expect_endpoints(&[("169.111.100.11", "0", true), ("169.111.100.12", "1", true)]).await?;
         controller.stop().await
     })
+}
+
+/// What the Role `extra` gives, taken away and given back while the controller runs: what the seed asks goes on, and nothing that is
+/// there is taken away.
+pub fn extra_rights_revoked_take_nothing_down_and_are_used_again(cluster: &Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let tenant = Tenant::new(cluster, "extra", Roles::All).await?;
+        tenant.put(json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": {"name": "extra"},
+                          "spec": {"controllerName": CLASS}})).await?;
+        tenant.put(play::gateway("sllb-a", "extra")).await?;
+        tenant.put(play::service("service-a", "sllb-a")).await?;
+        tenant.put(play::route("vip-a", "service-a", &["20.0.0.1/32"])).await?;
+        let controller = tenant.controller_with("one", |options| options.ask_rights = Duration::from_secs(1))?;
+        tenant.pod("target-1", "169.111.100.11", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+        tenant.condition("L34Route", "vip-a", "Accepted", "True", "Accepted").await?;
+        let made = tenant.expect("Deployment", "sllbr-sllb-a", "it is there", |_| true).await?;
+        ensure!(made["spec"]["template"]["spec"]["readinessGates"].is_array(), "no gates: {made}");
+        tenant.cluster.kubectl(&["delete", "rolebinding", "martlet-controller-extra", "-n", &tenant.namespace])?;
+        tenant.unbind_classes().await?;
+        // A status that may no longer be written, and endpoints that still are.
+        tenant.put(play::route("vip-b", "service-a", &["20.0.0.2/32"])).await?;
+        tenant.pod("target-2", "169.111.100.12", true).await?;
+        tenant.expect_endpoints(&[("169.111.100.11", "0", true), ("169.111.100.12", "1", true)]).await?;
+        tokio::time::sleep(play::QUIET).await;
+        ensure!(tenant.get("L34Route", "vip-b").await?["status"].is_null(), "a status without the right");
+        // Whoever begins without the right to read classes cannot know whose the Gateway is, and leaves alone what there is.
+        controller.stop().await?;
+        let controller = tenant.controller_with("two", |options| options.ask_rights = Duration::from_secs(1))?;
+        tokio::time::sleep(2 * play::QUIET).await;
+        ensure!(tenant.endpoints().await?.len() == 2, "{:?}", tenant.endpoints().await?);
+        ensure!(tenant.get("Deployment", "sllbr-sllb-a").await?["metadata"]["uid"] == made["metadata"]["uid"], "made anew");
+        tenant.bind("martlet-controller-extra").await?;
+        tenant.bind_classes().await?;
+        tenant.condition("L34Route", "vip-b", "Accepted", "True", "Accepted").await?;
+        tenant.pod("target-3", "169.111.100.13", true).await?;
+        let all = [("169.111.100.11", "0", true), ("169.111.100.12", "1", true), ("169.111.100.13", "2", true)];
+        tenant.expect_endpoints(&all).await?;
+        let after = tenant.get("Deployment", "sllbr-sllb-a").await?;
+        ensure!(after["metadata"]["generation"] == made["metadata"]["generation"], "the pods were rolled: {after}");
+        controller.stop().await
+    })
+}
+
+/// Another replica whose clock is a day off holds the Lease: it is followed by what is seen, not by what it says the time is.
+pub fn the_clocks_of_two_replicas_may_differ_by_a_day(cluster: &Cluster<'_>) -> Result<()> {
+    cluster.inside(async |cluster| {
+        let (behind, ahead) = tokio::join!(clock_differs(cluster, -24), clock_differs(cluster, 24));
+        behind.context("behind")?;
+        ahead.context("ahead")
+    })
+}
+
+async fn clock_differs(cluster: &Cluster<'_>, hours: i64) -> Result<()> {
+    let tenant = Tenant::new(cluster, "clock", Roles::All).await?;
+    tenant.seed().await?;
+    let renew = async || {
+        let time = Timestamp::now().checked_add(SignedDuration::from_hours(hours))?;
+        let time = format!("{time:.6}");
+        let spec =
+            json!({"holderIdentity": "other", "leaseDurationSeconds": 3, "acquireTime": time, "renewTime": time});
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                           "metadata": {"name": "martlet-controller"}, "spec": spec});
+        tenant.put(lease).await
+    };
+    let holder =
+        async || anyhow::Ok(tenant.get("Lease", "martlet-controller").await?["spec"]["holderIdentity"].clone());
+    renew().await?;
+    let controller = tenant.controller("one")?;
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        ensure!(holder().await? == "other", "taken from one that renews it");
+        renew().await?;
+    }
+    ensure!(tenant.list("Deployment").await?.is_empty(), "it acts without the Lease");
+    // It falls silent: the Lease is free after its duration, by the clock of whoever waits.
+    let silent = Instant::now();
+    tenant.expect("Lease", "martlet-controller", "one leads", |lease| lease["spec"]["holderIdentity"] == "one").await?;
+    let waited = silent.elapsed();
+    ensure!(waited > Duration::from_millis(2500), "taken after {waited:?}, before its 3 s were over");
+    tenant.expect("Deployment", "sllbr-sllb-a", "it is there", |_| true).await?;
+    // The other comes back and takes it, as its clock may tell it: the first sees that, and acts no more.
+    renew().await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    renew().await?;
+    tenant.pod("target-1", "169.111.100.11", true).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    ensure!(tenant.endpoints().await?.is_empty() && holder().await? == "other", "two act at once");
+    tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
+    controller.stop().await
 }
 
 pub fn what_others_delete_or_change_comes_back(cluster: &Cluster<'_>) -> Result<()> {
@@ -157,13 +246,24 @@ pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &Cluster<'
         let tenant = Tenant::new(cluster, "outage", Roles::All).await?;
         tenant.seed().await?;
         tenant.pod("target-1", "169.111.100.11", true).await?;
-        let controller = tenant.controller("one")?;
+        let probe = SocketAddr::from(([127, 0, 0, 1], 22_290));
+        let controller = tenant.controller_with("one", |options| options.health = Some(probe))?;
         tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
         tenant.expect_quiet().await?;
         let before = tenant.versions().await?;
+        let serving = async |wanted: bool| {
+            wait_for(&format!("Readiness of the controller to be {wanted}"), play::LIMIT, async || {
+                // It is alive in any case: a kubelet must not restart it.
+                ensure!(play::serves(&probe, "").await?, "not alive");
+                Ok((play::serves(&probe, "Readiness").await? == wanted).then_some(()))
+            })
+            .await
+        };
+        serving(true).await?;
         logged();
         cluster.kill_server()?;
         tokio::time::sleep(Duration::from_secs(4)).await;
+        serving(false).await?;
         // All versions that the watches know are forgotten: they are told 410 Gone, and must read all again.
         cluster.compact()?;
         cluster.restart_server()?;
@@ -171,6 +271,7 @@ pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &Cluster<'
         let back = Instant::now();
         tenant.pod("target-2", "169.111.100.12", true).await?;
         tenant.expect_endpoints(&[("169.111.100.11", "0", true), ("169.111.100.12", "1", true)]).await?;
+        serving(true).await?;
         println!("    the controller follows {:.1} s after the server is back", back.elapsed().as_secs_f32());
         tenant.expect_quiet().await?;
         let log = logged();
@@ -203,10 +304,8 @@ pub fn of_many_pods_a_change_touches_one_slice(cluster: &Cluster<'_>) -> Result<
         for n in 0..120 {
             tenant.pod(&format!("target-{n}"), &format!("169.111.100.{n}"), true).await?;
         }
-        martlet_lab::cluster::objects::wait_for("120 endpoints", play::LIMIT, async || {
-            Ok((tenant.endpoints().await?.len() == 120).then_some(()))
-        })
-        .await?;
+        wait_for("120 endpoints", play::LIMIT, async || Ok((tenant.endpoints().await?.len() == 120).then_some(())))
+            .await?;
         let slices = tenant.slices().await?;
         let sizes: Vec<_> = slices.iter().map(|slice| slice.endpoints.len()).collect();
         ensure!(sizes == [100, 20], "{sizes:?}");
@@ -216,7 +315,7 @@ pub fn of_many_pods_a_change_touches_one_slice(cluster: &Cluster<'_>) -> Result<
         let before = versions(&slices);
         let start = Instant::now();
         tenant.pod_ready("target-119", false).await?;
-        martlet_lab::cluster::objects::wait_for("one endpoint less", play::LIMIT, async || {
+        wait_for("one endpoint less", play::LIMIT, async || {
             Ok(tenant.endpoints().await?.iter().any(|(.., ready)| !ready).then_some(()))
         })
         .await?;
@@ -273,8 +372,10 @@ pub fn a_bad_way_to_the_server_loses_nothing(cluster: &Cluster<'_>) -> Result<()
             tenant.put(play::route(&format!("vip-{n}"), "service-a", &[&format!("20.0.1.{n}/32")])).await?;
         }
         let proxy = Proxy::start(cluster).await?;
+        let probe = SocketAddr::from(([127, 0, 0, 1], 22_291));
         let through = |options: &mut martlet_controller::Options| {
             options.client = cluster.client_through("controller", proxy.port()).ok();
+            options.health = Some(probe);
             // A leader that cannot renew gives up: that is another test.
             options.lease.duration = Duration::from_secs(30);
             options.lease.deadline = Duration::from_secs(25);
@@ -286,6 +387,12 @@ pub fn a_bad_way_to_the_server_loses_nothing(cluster: &Cluster<'_>) -> Result<()
         for _ in 0..3 {
             proxy.cut();
         }
+        // Watches go on where they broke, and say nothing: the controller is ready all the same.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        wait_for("the controller to be ready after its watches broke", play::LIMIT, async || {
+            Ok(play::serves(&probe, "Readiness").await?.then_some(()))
+        })
+        .await?;
         tenant.pod("target-2", b, true).await?;
         tenant.expect_endpoints(&[(a, "0", true), (b, "1", true)]).await?;
         proxy.set(Way::Held);

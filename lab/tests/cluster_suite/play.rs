@@ -1,5 +1,6 @@
 //! What the tests of the controller share: a tenant with its Roles, a running controller, Pods that look attached.
 
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use martlet_lab::cluster::{Cluster, objects};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 /// What should happen at once; generous, because the machine may be busy.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -100,8 +103,13 @@ impl<'c, 'lab> Tenant<'c, 'lab> {
         Ok(())
     }
 
-    async fn bind_classes(&self) -> Result<()> {
+    /// `GatewayClass`es have no namespace: the binding is for the users of all tests.
+    pub async fn bind_classes(&self) -> Result<()> {
         self.put(classes_binding()).await
+    }
+
+    pub async fn unbind_classes(&self) -> Result<()> {
+        objects::delete(&self.admin, "", &classes_binding()).await
     }
 
     /// The seed's Gateway, route and Service; `infrastructure` is laid over the Gateway's.
@@ -215,6 +223,27 @@ impl<'c, 'lab> Tenant<'c, 'lab> {
         Ok(find(&object).and_then(|found| found["message"].as_str().map(str::to_owned)).unwrap_or_default())
     }
 
+    /// Waits for an Event on the object of this name, of this reason and type, with all these words. Returns its text.
+    pub async fn event(&self, object: &str, reason: &str, kind: &str, words: &[&str]) -> Result<String> {
+        let mut last = Vec::new();
+        let waited = wait_for(&format!("an Event {reason} on {object} with {words:?}"), LIMIT, async || {
+            last = self.events(object, reason).await?;
+            let is_it = |event: &&Value| {
+                let note = event["note"].as_str().unwrap_or_default();
+                event["type"] == kind && words.iter().all(|word| note.contains(word))
+            };
+            Ok(last.iter().find(is_it).and_then(|event| event["note"].as_str()).map(str::to_owned))
+        })
+        .await;
+        waited.with_context(|| format!("there are {last:#?}"))
+    }
+
+    /// All Events of a reason on the object of this name.
+    pub async fn events(&self, object: &str, reason: &str) -> Result<Vec<Value>> {
+        let all = self.list("Event").await?.into_iter().map(|event| event.data);
+        Ok(all.filter(|event| event["regarding"]["name"] == object && event["reason"] == reason).collect())
+    }
+
     pub async fn get(&self, kind: &str, name: &str) -> Result<Value> {
         Ok(serde_json::to_value(self.api(kind).await?.get(name).await?)?)
     }
@@ -309,6 +338,14 @@ impl Controller {
     }
 }
 
+/// What `grpc.health.v1` at `probe` answers to a kubelet that asks for `service`.
+pub async fn serves(probe: &SocketAddr, service: &str) -> Result<bool> {
+    let channel = tonic::transport::Channel::from_shared(format!("http://{probe}"))?.connect().await?;
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(channel).check(request).await?.into_inner();
+    Ok(answer.status().as_str_name() == "SERVING")
+}
+
 fn binding(name: &str, role: &str, subject: &Value) -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
@@ -375,6 +412,6 @@ pub fn state(pod: &str, established: bool) -> Value {
                                "state": if established { "Established" } else { "Active" },
                                "bfd": if established { "Up" } else { "Down" }, "since": "2026-01-01T00:00:00Z",
                                "lastError": if established { Value::Null } else { json!("Control Detection Time Expired") }}],
-                 "vips": [{"vip": "20.0.0.1", "announced": established}]},
+                 "vips": [{"vip": "20.0.0.1", "announced": established, "reason": if established { Value::Null } else { json!("no IPv4 gateway router is Up") }}]},
     })
 }

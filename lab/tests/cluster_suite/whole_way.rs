@@ -17,8 +17,6 @@ use martlet_lab::wait::{Seen, until};
 use martlet_lab::{Cut, Signal};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 
 use super::play;
 use super::stage::{LIMIT, Stage, Step, is_ready};
@@ -26,6 +24,7 @@ use super::stage::{LIMIT, Stage, Step, is_ready};
 pub const STEPS: &[Step] = &[
     ("the_example_becomes_pods_that_serve", the_example_becomes_pods_that_serve),
     ("routers_tell_their_sessions_and_open_the_gates", routers_tell_their_sessions_and_open_the_gates),
+    ("events_tell_what_became_of_sessions_and_vips", events_tell_what_became_of_sessions_and_vips),
     ("router_and_lb_run_under_base_alone", router_and_lb_run_under_base_alone),
     (
         "no_change_of_vip_route_service_or_router_rolls_or_loses",
@@ -33,6 +32,7 @@ pub const STEPS: &[Step] = &[
     ),
     ("forty_vips_are_all_announced", forty_vips_are_all_announced),
     ("a_password_is_watched_and_a_session_waits_for_it", a_password_is_watched_and_a_session_waits_for_it),
+    ("a_password_is_rolled_and_the_sessions_follow", a_password_is_rolled_and_the_sessions_follow),
     ("pods_scale_without_loss", pods_scale_without_loss),
     ("a_rolling_update_loses_nothing_and_sysctls_may_come_from_the_pod", a_rolling_update_loses_nothing),
     ("while_the_api_server_is_away_everything_goes_on", while_the_api_server_is_away_everything_goes_on),
@@ -110,6 +110,46 @@ fn routers_tell_their_sessions_and_open_the_gates(stage: &Stage<'_, '_>, run: &H
         degraded?;
         stage.settled(2).await
     })
+}
+
+/// What the cut of the step before did, as a human sees it: `kubectl describe` shows the Events of an object by its uid.
+fn events_tell_what_became_of_sessions_and_vips(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let tenant = &stage.tenant;
+    run.block_on(async {
+        for pod in stage.balancers().await?.into_keys() {
+            let (pod, expired) = (pod.as_str(), "Control Detection Time Expired");
+            for (object, reason, kind, words) in [
+                ("gateway-a-v4", "SessionUp", "Normal", &[pod, "Established"][..]),
+                ("gateway-a-v6", "SessionUp", "Normal", &[pod, "Established"]),
+                ("gateway-a-v4", "SessionDown", "Warning", &[pod, expired]),
+                ("gateway-a-v4", "BfdDown", "Warning", &[pod, "BFD is Down", expired]),
+                ("sllb-a", "VipAnnounced", "Normal", &[pod, "20.0.0.1"]),
+                ("sllb-a", "VipWithdrawn", "Warning", &[pod, "20.0.0.1", "no IPv4 gateway router is Up"]),
+            ] {
+                let note = tenant.event(object, reason, kind, words).await?;
+                println!("    {reason}: {note}");
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    for (object, reasons) in [
+        ("gatewayrouter/gateway-a-v4", &["SessionUp", "SessionDown", "BfdDown"][..]),
+        ("gateway/sllb-a", &["VipAnnounced", "VipWithdrawn"]),
+    ] {
+        let shown = stage.kubectl(&["describe", object])?;
+        for reason in reasons {
+            ensure!(shown.contains(reason), "kubectl describe {object} shows no {reason}: {shown}");
+        }
+    }
+    // Two of one address: the second by name is refused, and says so once.
+    run.block_on(async {
+        tenant.put(play::router("gateway-twice", "169.254.100.150")).await?;
+        let told = tenant.condition("GatewayRouter", "gateway-twice", "Accepted", "False", "Conflict").await?;
+        let note = tenant.event("gateway-twice", "ConfigRejected", "Warning", &[&told]).await?;
+        println!("    ConfigRejected: {note}");
+        anyhow::Ok(())
+    })?;
+    stage.kubectl(&["delete", "gatewayrouter", "gateway-twice"]).map(drop)
 }
 
 /// A router and a load balancer beside the Pods, each with the Role `base` of its own user and nothing else.
@@ -233,6 +273,11 @@ fn no_change_of_vip_route_service_or_router_rolls_or_loses(stage: &Stage<'_, '_>
             "-p",
             r#"{"spec":{"ports":[{"port":4000}]}}"#,
         ])?;
+        // Larger and smaller tables: new flows find an endpoint all the time.
+        for limit in ["meridio-experiment/service-max-endpoints=1000", "meridio-experiment/service-max-endpoints-"] {
+            stage.kubectl(&["annotate", "service", "service-a", "--overwrite", limit])?;
+            pause_for_effect();
+        }
         put(play::service("service-other", "sllb-a"))?;
         pause_for_effect();
         stage.kubectl(&["delete", "service", "service-other"])?;
@@ -318,6 +363,56 @@ fn a_password_is_watched_and_a_session_waits_for_it(stage: &Stage<'_, '_>, run: 
     stage.kubectl(&["delete", "gatewayrouter", "gateway-secret"]).map(drop)
 }
 
+/// MD5 on both sides, then another key on both sides: the sessions come back with it, and the columns tell.
+fn a_password_is_rolled_and_the_sessions_follow(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
+    let at_gateway = |line: &str| stage.outside.frr.configure(&["router bgp 4248829953", line]);
+    let secret = |key: &str| {
+        run.block_on(stage.tenant.put(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "roll"},
+                                             "stringData": {"md5": key}})))
+    };
+    let auth = |patch: &str| {
+        let patch = format!(r#"{{"spec":{{"bgp":{{"auth":{patch}}}}}}}"#);
+        for router in ["gateway-a-v4", "gateway-a-v6"] {
+            stage.kubectl(&["patch", "gatewayrouter", router, "--type=merge", "-p", &patch])?;
+        }
+        anyhow::Ok(())
+    };
+    let columns = |wanted: &str| {
+        let what = format!("{wanted} in the columns of both GatewayRouters");
+        run.block_on(objects::wait_for(&what, LIMIT, async || {
+            let shown = stage.kubectl(&["get", "gatewayrouters"])?;
+            Ok((shown.matches(wanted).count() == 2).then_some(()))
+        }))
+    };
+    // On our side only: the gateway does not answer, and its VIPs go.
+    secret("first")?;
+    auth(r#"{"keyName":"md5","keySource":"roll"}"#)?;
+    columns("0/2 Established")?;
+    stage.outside.expect_next_hops(0)?;
+    at_gateway("neighbor LB password first")?;
+    columns("2/2 Established")?;
+    stage.outside.expect_next_hops(2)?;
+    // The roll: the gateway has the new key only, so what is Established uses it.
+    let start = Instant::now();
+    at_gateway("neighbor LB password second")?;
+    secret("second")?;
+    let sessions = || -> Result<Vec<_>> { Ok(stage.outside.frr.neighbors()?.into_keys().collect()) };
+    stage.outside.expect_next_hops(2)?;
+    println!(
+        "    {} sessions with the new key {:.1} s after the roll",
+        sessions()?.len(),
+        start.elapsed().as_secs_f32()
+    );
+    columns("2/2 Established")?;
+    stage.outside.ask(5)?;
+    // As it was.
+    at_gateway("no neighbor LB password")?;
+    auth("null")?;
+    stage.kubectl(&["delete", "secret", "roll"])?;
+    run.block_on(stage.settled(2))?;
+    columns("2/2 Established")
+}
+
 fn pods_scale_without_loss(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
     for replicas in [4, 1, 2] {
         stage.without_loss(&format!("scaled to {replicas}"), || {
@@ -360,16 +455,10 @@ fn while_the_api_server_is_away_everything_goes_on(stage: &Stage<'_, '_>, run: &
     let address = |pod: &Value, port: u16| -> Result<SocketAddr> {
         Ok(SocketAddr::new(pod["status"]["podIP"].as_str().context("no podIP")?.parse()?, port))
     };
-    let serves = async |probe: &SocketAddr, service: &str| -> Result<bool> {
-        let channel = tonic::transport::Channel::from_shared(format!("http://{probe}"))?.connect().await?;
-        let request = HealthCheckRequest { service: service.to_owned() };
-        let answer = HealthClient::new(channel).check(request).await?.into_inner();
-        Ok(answer.status().as_str_name() == "SERVING")
-    };
     let serving = |probes: &[SocketAddr], wanted: bool| {
         run.block_on(objects::wait_for(&format!("Readiness to be {wanted} of both containers"), LIMIT, async || {
             for probe in probes {
-                if serves(probe, "Readiness").await? != wanted {
+                if play::serves(probe, "Readiness").await? != wanted {
                     return Ok(None);
                 }
             }
@@ -396,7 +485,7 @@ fn while_the_api_server_is_away_everything_goes_on(stage: &Stage<'_, '_>, run: &
             ensure!(hops.values().all(|count| *count >= 2), "withdrawn while the API server was away: {hops:?}");
             for probe in &probes {
                 // What a liveness probe asks: a kubelet must not restart them.
-                ensure!(run.block_on(serves(probe, ""))?, "{probe} is not alive");
+                ensure!(run.block_on(play::serves(probe, ""))?, "{probe} is not alive");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -424,6 +513,22 @@ fn a_pod_without_an_internal_address_is_named(stage: &Stage<'_, '_>, run: &Handl
     let message =
         run.block_on(stage.tenant.condition("Gateway", "sllb-a", "PodsAttached", "False", "AddressMissing"))?;
     ensure!(message.contains("sllbr-sllb-a-") && message.contains("169.111.100.0/24"), "{message}");
+    // However good its sessions are: it is not ready, and its gates say why.
+    run.block_on(async {
+        let name = message.split_whitespace().nth(1).unwrap_or_default().to_owned();
+        let shut = |pod: &Value| {
+            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+            let gates: Vec<_> =
+                conditions.filter(|c| c["type"].as_str().is_some_and(|kind| kind.ends_with("-connectivity"))).collect();
+            let told = |gate: &&Value| {
+                let says = gate["message"].as_str().is_some_and(|text| text.contains("169.111.100.0/24"));
+                gate["status"] == "False" && gate["reason"] == "AddressMissing" && says
+            };
+            gates.len() == 2 && gates.iter().all(told) && !is_ready(pod)
+        };
+        stage.tenant.expect("Pod", &name, "both gates shut for want of an address", shut).await?;
+        stage.tenant.event("sllb-a", "NotAttached", "Warning", &[&name, "169.111.100.0/24"]).await
+    })?;
     run.block_on(objects::wait_for("the new pod's sessions, without a VIP", LIMIT, async || {
         let name = message.split_whitespace().nth(1).unwrap_or_default();
         let told = stage.tenant.get("RouterState", name).await?;
