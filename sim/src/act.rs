@@ -350,7 +350,7 @@ impl World {
         if begins {
             self.drop_streams(Node::Pod(pod), !whole);
             if what == What::RouterClean {
-                self.pods[pod].kernel.objects.clear();
+                self.pods[pod].kernel.clear();
             }
             if whole {
                 self.pods[pod].kernel = crate::kernel::Kernel::default();

@@ -12,14 +12,12 @@ use martlet_bgp::{Family, NeighborState};
 use martlet_clock::Instant;
 use martlet_netlink::Object;
 use martlet_router::gate::Lb;
-use martlet_router::intent::Intent;
-use martlet_router::plan;
 
 use crate::check::family_of;
 use crate::gateway::Brain;
 use crate::link::Node;
 use crate::objects::{gateway_address, name, pod_address};
-use crate::pod::{ADOPT, LEAVE, SILENCE_NS, Wire, settings};
+use crate::pod::{ADOPT, LEAVE, SILENCE_NS, Wire};
 use crate::world::{MS, PATIENCE, World};
 
 impl World {
@@ -69,15 +67,34 @@ impl World {
         if let Some((invariant, message)) = wrong {
             self.check.fail(self.now, invariant, message);
         }
+        self.pods[pod].calm_until = self.calm_until(pod);
         let kept = |(gateway, ipv4): &(usize, bool)| !self.is_established(pod, *gateway, *ipv4);
         if self.pods[pod].kept.iter().any(|(key, one)| kept(key) && self.now < one.until) {
             self.check.saw("stale route".into());
         }
     }
 
+    /// Until when nothing that [`World::check_pod`] asks can change if nothing happens: the first limit that is still ahead.
+    fn calm_until(&self, pod: usize) -> u64 {
+        let one = &self.pods[pod];
+        let nanos = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or_default();
+        if one.wires.values().any(|wire| wire.ready) {
+            return 0;
+        }
+        let leaves = one.stopping.map(|since| since + nanos(LEAVE) + 50 * MS);
+        let hung = one.lb.hung.as_ref().map_or(one.lb.woke_at, |(since, _)| *since + SILENCE_NS) + 60 * MS;
+        let bad = one.bad_since.values().map(|since| hung.max(*since + 60 * MS));
+        let hurt = one.kernel.hurt.map(|hurt| hurt + 40_000 * MS - 1);
+        let adopts = (!one.adopted.is_empty()).then(|| one.started + nanos(ADOPT) + 200 * MS - 1);
+        let kept = one.kept.values().map(|kept| kept.until.saturating_sub(1));
+        let talks = one.wires.values().filter_map(|wire| Some(wire.talks_since? + 1100 * MS));
+        let once = [leaves, hurt, adopts].into_iter().flatten();
+        once.chain(bad).chain(kept).chain(talks).filter(|limit| *limit >= self.now).min().unwrap_or(u64::MAX)
+    }
+
     fn wrongly_announced(&self, pod: usize, version: usize) -> Option<(&'static str, String)> {
         let one = &self.pods[pod];
-        let up = self.connectivity(pod, version);
+        let mut up = None;
         let view = &self.api.versions[version].view;
         let over = |since: u64| self.now > since + u64::try_from(LEAVE.as_nanos()).unwrap_or_default() + 50 * MS;
         let leaving = one.draining || one.stopping.is_some_and(over);
@@ -92,7 +109,7 @@ impl World {
                     "the router ends"
                 } else if !said {
                     "the load balancer's word is that it is not ready"
-                } else if !up[usize::from(family_of(vip))] {
+                } else if !up.get_or_insert_with(|| self.connectivity(pod, version))[usize::from(family_of(vip))] {
                     "no gateway of its family is Up"
                 } else if !view.vips.contains(vip) {
                     "no object asks for it"
@@ -142,24 +159,24 @@ impl World {
             return None;
         }
         let adopting = self.now < one.started + u64::try_from(ADOPT.as_nanos()).unwrap_or_default() + 200 * MS;
-        for (prefix, hops) in one.kernel.learned(4096, 20) {
-            if adopting && one.adopted.contains(&prefix) {
+        for (prefix, hops) in &**one.kernel.learned() {
+            if adopting && one.adopted.contains(prefix) {
                 continue;
             }
             for hop in hops {
                 let told = one.wires.values().any(|wire| {
-                    wire.received.heard.get(&prefix) == Some(&hop)
+                    wire.received.heard.get(prefix) == Some(hop)
                         && wire.remote.and_then(|remote| self.node_at(remote)).is_some_and(|node| {
-                            matches!(node, Node::Gateway(gateway) if self.is_established(pod, gateway, family_of(&prefix)))
+                            matches!(node, Node::Gateway(gateway) if self.is_established(pod, gateway, family_of(prefix)))
                         })
                 });
                 let is_static = |router: &martlet_api::view::GatewayRouter| {
-                    router.address == hop && matches!(router.protocol, Protocol::Static(_))
+                    router.address == *hop && matches!(router.protocol, Protocol::Static(_))
                 };
                 let is_static = prefix.prefix_len() == 0
                     && self.api.versions[version].view.routers.values().any(is_static)
-                    && !self.bfd_is_down(pod, hop);
-                if !told && !is_static && !self.is_kept(pod, &prefix, hop) {
+                    && !self.bfd_is_down(pod, *hop);
+                if !told && !is_static && !self.is_kept(pod, prefix, *hop) {
                     let message = format!(
                         "pod-{pod} has {prefix} via {hop} in its kernel although no Established session told it"
                     );
@@ -176,7 +193,7 @@ impl World {
         if one.untold.is_empty() || !calm || self.now > one.started + 9_800 * MS {
             return None;
         }
-        let there = one.kernel.learned(4096, 20);
+        let there = one.kernel.learned();
         let gone = one.untold.iter().find(|prefix| !there.contains_key(*prefix) && !one.sessions.is_empty())?;
         Some(("adopted", format!("pod-{pod} took {gone} of its former router away although nobody has told it anew")))
     }
@@ -184,7 +201,7 @@ impl World {
     /// Looks at everything that takes time to go wrong.
     pub fn look(&mut self) {
         for pod in 0..self.pods.len() {
-            self.pods[pod].dirty = true;
+            self.pods[pod].dirty |= self.now > self.pods[pod].calm_until;
             self.check_pod(pod);
             self.look_for_leaks(pod);
             self.look_for_silence(pod);
@@ -207,7 +224,7 @@ impl World {
         }
         if self.now >= self.quiet_at {
             self.check.ask("liveness");
-            match self.check.disturbed.take().or_else(|| self.unwell()) {
+            match self.check.disturbed.take().or_else(|| self.unwell_by_now()) {
                 None => _ = self.well_since.get_or_insert(self.now),
                 Some(why) => {
                     self.well_since = None;
@@ -220,24 +237,23 @@ impl World {
         }
     }
 
-    /// The fixed part of the kernel that a pod's version asks for.
-    fn fixed(&self, version: usize) -> BTreeSet<Object> {
-        plan::fixed(&Intent::new(&self.api.versions[version].view, &settings(&self.script.topology)))
-    }
-
     fn look_for_leaks(&mut self, pod: usize) {
         let one = &self.pods[pod];
         let Some(version) = one.version.filter(|_| one.router.is_some() && one.stopping.is_none()) else { return };
         self.check.ask("no-leak");
+        if one.kernel.whole == Some(version) {
+            return;
+        }
         let vips = &self.api.versions[version].vips;
-        let rules = one.kernel.objects.iter().filter(|object| match object {
+        let rules = one.kernel.objects().filter(|object| match object {
             Object::Rule(rule) => rule.from.or(rule.to).is_some_and(|vip| vips.contains(&vip)),
             Object::Route(route) => route.metric == u32::MAX,
         });
         let now = self.now;
         // Three rules a VIP, four blackholes: which, the plan of the liveness check says.
         if rules.count() == 3 * vips.len() + 4 {
-            self.pods[pod].kernel.leaky_since = None;
+            let kernel = &mut self.pods[pod].kernel;
+            (kernel.leaky_since, kernel.whole) = (None, Some(version));
             return;
         }
         let kernel = &mut self.pods[pod].kernel;
@@ -285,6 +301,14 @@ impl World {
         }
     }
 
+    /// What is not well: asked anew if anything happened since the last look.
+    fn unwell_by_now(&mut self) -> Option<String> {
+        if self.last_look.0 != self.stirred {
+            self.last_look = (self.stirred, self.unwell());
+        }
+        self.last_look.1.clone()
+    }
+
     /// What is not as it should be when nothing goes wrong.
     pub fn unwell(&self) -> Option<String> {
         (0..self.pods.len()).find_map(|pod| self.unwell_pod(pod))
@@ -307,8 +331,8 @@ impl World {
                 }
             }
         }
-        let (learned, fixed) = (self.expected_routes(), self.fixed(newest));
-        let there = one.kernel.learned(4096, 20);
+        let (learned, fixed) = (self.expected_routes(), self.api.versions[newest].made.fixed(&self.script.topology));
+        let there = one.kernel.learned();
         for (prefix, hops) in &learned {
             let have = there.get(prefix).cloned().unwrap_or_default();
             let well = if self.script.topology.ecmp { have == *hops } else { have.len() == 1 && have.is_subset(hops) };
@@ -319,9 +343,10 @@ impl World {
         if let Some(prefix) = there.keys().find(|prefix| !learned.contains_key(*prefix)) {
             return Some(format!("pod-{pod} has a route to {prefix} that nobody told"));
         }
-        let rest: BTreeSet<Object> = one.kernel.objects.iter().filter(|object| !is_learned(object)).cloned().collect();
-        (rest != fixed).then(|| {
-            let (missing, surplus) = (fixed.difference(&rest).next(), rest.difference(&fixed).next());
+        let rest: BTreeSet<&Object> = one.kernel.objects().filter(|object| !is_learned(object)).collect();
+        (!rest.iter().copied().eq(fixed)).then(|| {
+            let missing = fixed.iter().find(|object| !rest.contains(object));
+            let surplus = rest.iter().find(|object| !fixed.contains(**object));
             format!("pod-{pod} misses {missing:?}, has {surplus:?} too much in its kernel")
         })
     }

@@ -74,6 +74,10 @@ impl Tap {
         if self.spoiled {
             return messages;
         }
+        if self.buffer.is_empty() && is_keepalive(octets) {
+            self.confirmed = true;
+            return vec![Message::Keepalive];
+        }
         self.buffer.extend_from_slice(octets);
         loop {
             let Some(header) = self.buffer.get(..19) else { return messages };
@@ -166,6 +170,11 @@ impl Tap {
         self.heard.extend(announced);
         Some(Message::Update)
     }
+}
+
+/// Whether this is a KEEPALIVE and nothing else: most of what is ever said.
+pub fn is_keepalive(octets: &[u8]) -> bool {
+    octets.len() == 19 && octets[..16] == [0xff; 16] && octets[16..] == [0, 19, 4]
 }
 
 fn open(mut body: &[u8]) -> Option<(Message, (Ipv4Addr, u32))> {

@@ -247,14 +247,14 @@ fn unwell(hosts: &[Rc<Host>]) -> Option<String> {
         hosts.iter().take(to).skip(from).map(|host| host.addresses[family]).collect()
     };
     hosts.iter().enumerate().find_map(|(number, host)| {
-        let learned = host.kernel.look(|kernel| kernel.learned(4096, 20));
+        let learned = host.kernel.look(|kernel| Rc::clone(kernel.learned()));
         let family = |prefix: &IpNet| usize::from(matches!(prefix, IpNet::V6(_)));
         let expected: BTreeMap<IpNet, BTreeSet<IpAddr>> = if number < PODS {
             defaults().map(|prefix| (prefix, of(PODS, HOSTS.len(), family(&prefix)))).into()
         } else {
             vips().map(|(_, vip)| (vip, of(0, PODS, family(&vip)))).collect()
         };
-        (learned != expected).then(|| format!("{} has {learned:?} instead of {expected:?}", HOSTS[number]))
+        (*learned != expected).then(|| format!("{} has {learned:?} instead of {expected:?}", HOSTS[number]))
     })
 }
 
@@ -383,7 +383,7 @@ impl Play<'_> {
             |(pod, vip, since)| {
                 let hop = self.hosts[pod].addresses[usize::from(matches!(vip, IpNet::V6(_)))];
                 let holds = |gateway: &Rc<Host>| {
-                    let learned = gateway.kernel.look(|kernel| kernel.learned(4096, 20));
+                    let learned = gateway.kernel.look(|kernel| Rc::clone(kernel.learned()));
                     learned.get(&vip).is_some_and(|hops| hops.contains(&hop))
                 };
                 let since = Instant::from_millis(since);

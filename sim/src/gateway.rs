@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -48,6 +49,8 @@ pub struct Gateway {
     pub deaf: usize,
     /// What it announces.
     pub routes: Vec<IpNet>,
+    /// Its interface.
+    pub interface: Arc<str>,
     /// It has kept forwarding over its restart.
     pub kept: bool,
     /// Timeouts in a row at one instant.
@@ -99,6 +102,7 @@ impl Gateway {
             tickets: BTreeMap::new(),
             deaf: 0,
             routes: routes(gateway),
+            interface: INTERFACE.into(),
             kept: false,
             spins: (0, 0),
             states: Vec::new(),

@@ -3,7 +3,10 @@
 //! As `martlet_netlink::Kernel`: batches, dumps and events pass one after another; what is there already and what is gone
 //! already is no failure. It can lose messages (overrun), refuse changes, and others can delete what is ours.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::rc::Rc;
 
 use ipnet::IpNet;
 use martlet_netlink::{Change, Link, Object, RouteKind, Snapshot};
@@ -20,11 +23,21 @@ pub enum Work {
     Removed(BTreeSet<Object>),
 }
 
+/// The table and the metric of learned routes.
+const LEARNED: (u32, u32) = (4096, 20);
+
+/// Learned routes with their gateways.
+pub type Learned = BTreeMap<IpNet, BTreeSet<IpAddr>>;
+
 /// The kernel of a pod.
 #[derive(Clone, Debug, Default)]
 pub struct Kernel {
-    /// The router's objects.
-    pub objects: BTreeSet<Object>,
+    /// The router's objects: one a key.
+    objects: BTreeMap<Key, Object>,
+    /// What [`Kernel::learned`] says, until the objects change.
+    learned: OnceCell<Rc<Learned>>,
+    /// The version of the operator's objects whose rules and blackholes were found whole, until the objects here change.
+    pub whole: Option<usize>,
     /// All interfaces.
     pub links: BTreeMap<u32, Link>,
     /// What waits.
@@ -38,9 +51,38 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// A kernel with these interfaces and nothing of ours.
+    pub fn new(links: BTreeMap<u32, Link>) -> Self {
+        Self { links, ..Self::default() }
+    }
+
+    /// The router's objects.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.objects.values()
+    }
+
     /// What a dump shows.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { links: self.links.clone(), objects: self.objects.clone() }
+        Snapshot { links: self.links.clone(), objects: self.objects().cloned().collect() }
+    }
+
+    /// The objects are about to change: what was derived from them is out of date.
+    fn touched(&mut self) -> &mut BTreeMap<Key, Object> {
+        self.learned.take();
+        self.whole = None;
+        &mut self.objects
+    }
+
+    /// All objects are gone.
+    pub fn clear(&mut self) {
+        self.touched().clear();
+    }
+
+    fn remove(&mut self, object: &Object) {
+        let key = Key::of(object);
+        if self.objects.get(&key) == Some(object) {
+            self.touched().remove(&key);
+        }
     }
 
     /// Makes a batch; what failed.
@@ -60,7 +102,7 @@ impl Kernel {
 
     fn change(&mut self, change: &Change) -> Result<(), &'static str> {
         if let Change::Remove(object) = change {
-            self.objects.remove(object);
+            self.remove(object);
             return Ok(());
         }
         let object = object_of(change);
@@ -73,18 +115,16 @@ impl Kernel {
             }
         }
         if let Change::Replace { from, .. } = change {
-            self.objects.remove(from);
+            self.remove(from);
         }
         // One object a key: an equal one, or one of ours that the caller did not know, gives way.
-        let key = Key::of(object);
-        self.objects.retain(|other| Key::of(other) != key);
-        self.objects.insert(object.clone());
+        self.touched().insert(Key::of(object), object.clone());
         Ok(())
     }
 
     /// A link went down: its routes go with it, IPv4 ones without a word.
     pub fn flush_link(&mut self, index: u32) {
-        self.objects.retain(|object| match object {
+        self.touched().retain(|_, object| match object {
             Object::Route(route) => match &route.kind {
                 RouteKind::Unicast(hops) => !hops.iter().any(|hop| hop.interface == Some(index)),
                 RouteKind::Blackhole => true,
@@ -95,20 +135,25 @@ impl Kernel {
 
     /// Every `nth` object is deleted by someone else; which.
     pub fn foreign_delete(&mut self, nth: usize) -> BTreeSet<Object> {
-        let removed: BTreeSet<Object> = self.objects.iter().step_by(nth.max(1)).cloned().collect();
-        self.objects.retain(|object| !removed.contains(object));
+        let sorted: BTreeSet<&Object> = self.objects().collect();
+        let removed: BTreeSet<Object> = sorted.into_iter().step_by(nth.max(1)).cloned().collect();
+        self.touched().retain(|_, object| !removed.contains(object));
         removed
     }
 
     /// The routes of the learned table with their gateways.
-    pub fn learned(&self, table: u32, metric: u32) -> BTreeMap<IpNet, BTreeSet<std::net::IpAddr>> {
+    pub fn learned(&self) -> &Rc<Learned> {
+        self.learned.get_or_init(|| Rc::new(self.read_learned()))
+    }
+
+    fn read_learned(&self) -> Learned {
         let learned = |object: &Object| match object {
-            Object::Route(route) if route.table == table && route.metric == metric => match &route.kind {
+            Object::Route(route) if (route.table, route.metric) == LEARNED => match &route.kind {
                 RouteKind::Unicast(hops) => Some((route.prefix, hops.iter().filter_map(|hop| hop.gateway).collect())),
                 RouteKind::Blackhole => None,
             },
             _ => None,
         };
-        self.objects.iter().filter_map(learned).collect()
+        self.objects().filter_map(learned).collect()
     }
 }

@@ -65,7 +65,7 @@ pub enum Segment {
 }
 
 /// One end of a stream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct End {
     /// Whose.
     pub node: Node,

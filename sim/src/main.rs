@@ -22,6 +22,7 @@ mod pcap;
 mod peer;
 mod play;
 mod pod;
+mod queue;
 mod script;
 mod seen;
 mod tcp;

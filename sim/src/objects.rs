@@ -3,6 +3,7 @@
 //! The YAML goes through the product's own `Shelf` and `accept::view`, so that a bad object among good ones and a duplicate
 //! are the real thing. What the model itself says of readiness ([`Version::ready`]) is the naive second opinion.
 
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,9 +11,14 @@ use std::rc::Rc;
 
 use ipnet::IpNet;
 use martlet_api::accept;
+use martlet_api::readiness::Readiness;
 use martlet_api::source::Shelf;
-use martlet_api::view::{ObjectName, View};
+use martlet_api::view::{ObjectName, Protocol, View};
+use martlet_netlink::{Link, Object};
+use martlet_router::intent::Intent;
+use martlet_router::plan;
 
+use crate::pod::settings;
 use crate::script::Topology;
 
 /// The Gateway's name.
@@ -69,7 +75,7 @@ pub fn name(gateway: usize, ipv4: bool) -> String {
 }
 
 /// An endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// It is in the slices.
     pub present: bool,
@@ -92,9 +98,62 @@ pub struct Model {
     pub changed: BTreeMap<(u64, usize), u64>,
 }
 
+/// What the product makes of objects: each is made once, whoever reads it.
+#[derive(Debug)]
+pub struct Made {
+    /// As the product accepted it.
+    pub view: Rc<View>,
+    /// Gateways whose BFD packets must be signed.
+    pub signs: BTreeSet<IpAddr>,
+    intent: OnceCell<Intent>,
+    fixed: OnceCell<BTreeSet<Object>>,
+    /// The word of a load balancer with such an internal link, draining or not.
+    words: RefCell<Vec<Word>>,
+}
+
+/// What it depends on, and the word.
+type Word = ((Option<Link>, bool), Readiness);
+
+impl Made {
+    fn new(view: View) -> Self {
+        let signs = view.routers.values().filter(|router| {
+            let profile = match &router.protocol {
+                Protocol::Bgp(bgp) => bgp.bfd.as_ref(),
+                Protocol::Static(profile) => profile.as_ref(),
+            };
+            profile.is_some_and(|profile| profile.auth.is_some())
+        });
+        let signs = signs.map(|router| router.address).collect();
+        Self { view: Rc::new(view), signs, intent: OnceCell::new(), fixed: OnceCell::new(), words: RefCell::default() }
+    }
+
+    /// The router's Intent.
+    pub fn intent(&self, topology: &Topology) -> &Intent {
+        self.intent.get_or_init(|| Intent::new(&self.view, &settings(topology)))
+    }
+
+    /// The word of a load balancer with this internal link, draining or not: made once.
+    pub fn word(&self, internal: Option<&Link>, draining: bool, make: impl FnOnce() -> Readiness) -> Readiness {
+        let same = |((link, drains), _): &&Word| link.as_ref() == internal && *drains == draining;
+        if let Some((_, word)) = self.words.borrow().iter().find(same) {
+            return word.clone();
+        }
+        let word = make();
+        self.words.borrow_mut().push(((internal.cloned(), draining), word.clone()));
+        word
+    }
+
+    /// The fixed part of the kernel that it asks for.
+    pub fn fixed(&self, topology: &Topology) -> &BTreeSet<Object> {
+        self.fixed.get_or_init(|| plan::fixed(self.intent(topology)))
+    }
+}
+
 /// Everything accepted, once.
 #[derive(Clone, Debug)]
 pub struct Version {
+    /// What the product made of it.
+    pub made: Rc<Made>,
     /// As the product accepted it.
     pub view: Rc<View>,
     /// The VIPs that have a ready endpoint, by the model.
@@ -109,9 +168,18 @@ pub struct Api {
     /// What the operator says now.
     pub model: Model,
     shelf: Shelf,
+    /// The last model that the shelf was not told of, because what it makes of it was known.
+    untold: Option<Model>,
+    /// What was made of models with nothing wrong in them: that does not depend on what was there before.
+    known: BTreeMap<Good, Rc<Made>>,
     /// Every version since the start.
     pub versions: Vec<Version>,
+    /// The VIPs of all versions.
+    pub vips_ever: BTreeSet<IpNet>,
 }
+
+/// What decides a model without malformed objects: VIPs, endpoints, changed fields.
+type Good = (BTreeSet<usize>, Vec<Endpoint>, BTreeSet<(u64, usize)>);
 
 impl Api {
     /// The first version.
@@ -123,22 +191,46 @@ impl Api {
             bad: BTreeMap::new(),
             changed: BTreeMap::new(),
         };
-        let mut api = Self { model, shelf: Shelf::new("default"), versions: Vec::new() };
+        let mut api = Self {
+            model,
+            shelf: Shelf::new("default"),
+            untold: None,
+            known: BTreeMap::new(),
+            versions: Vec::new(),
+            vips_ever: BTreeSet::new(),
+        };
         api.publish();
         api
     }
 
     /// The model changed: a new version.
     pub fn publish(&mut self) {
-        let texts = self.model.texts();
-        self.shelf.put(texts.into_iter().map(|(name, text)| (name, Ok(text))).collect());
-        let view = accept::view(self.shelf.objects(), &ObjectName::new("default", GATEWAY));
+        let made = self.make();
         let vips = if self.model.any(38) { BTreeSet::new() } else { self.model.all_vips() };
         let served = self.model.endpoints.iter().any(|endpoint| endpoint.present && endpoint.ready)
             && !self.model.any(41)
             && !self.model.any(43);
         let ready = if served { vips.clone() } else { BTreeSet::new() };
-        self.versions.push(Version { view: Rc::new(view), ready: Rc::new(ready), vips: Rc::new(vips) });
+        self.vips_ever.extend(vips.iter().copied());
+        let view = Rc::clone(&made.view);
+        self.versions.push(Version { made, view, ready: Rc::new(ready), vips: Rc::new(vips) });
+    }
+
+    /// What the product makes of the model now.
+    fn make(&mut self) -> Rc<Made> {
+        let key = self.model.good();
+        if let Some(made) = key.as_ref().and_then(|key| self.known.get(key)) {
+            self.untold = Some(self.model.clone());
+            return Rc::clone(made);
+        }
+        for model in self.untold.take().iter().chain([&self.model]) {
+            self.shelf.put(model.texts().into_iter().map(|(name, text)| (name, Ok(text))).collect());
+        }
+        let made = Rc::new(Made::new(accept::view(self.shelf.objects(), &ObjectName::new("default", GATEWAY))));
+        if let Some(key) = key.filter(|_| self.shelf.objects().conditions.is_empty()) {
+            self.known.insert(key, Rc::clone(&made));
+        }
+        made
     }
 
     /// The newest version.
@@ -148,6 +240,13 @@ impl Api {
 }
 
 impl Model {
+    /// What decides it, if nothing in it is malformed.
+    fn good(&self) -> Option<Good> {
+        let changed = self.changed.iter().filter(|(_, count)| **count > 0).map(|(field, _)| *field).collect();
+        let is_good = self.bad.values().all(|count| *count == 0);
+        is_good.then(|| (self.vips.clone(), self.endpoints.clone(), changed))
+    }
+
     /// The families that are there: IPv4 first.
     pub fn families(&self) -> &'static [bool] {
         if self.topology.ipv6 { &[true, false] } else { &[true] }

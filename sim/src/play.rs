@@ -32,10 +32,11 @@ pub fn play(script: &Script, log: Log, until: Option<u64>) -> Outcome {
     world.note_topology();
     world.play(until.unwrap_or(u64::MAX));
     let World { check, now, events, mut log, .. } = world;
+    let asked = check.counters();
     if let Some(failure) = &check.failure {
         log.line(failure.time, || format!("BROKEN {}: {}", failure.invariant, failure.message));
     }
-    Outcome { failure: check.failure, seen: check.seen, asked: check.asked, time: now, events, log }
+    Outcome { failure: check.failure, seen: check.seen, asked, time: now, events, log }
 }
 
 /// Removes faults, then shortens them, then takes parts of the topology away, while it still `fails`.

@@ -25,7 +25,7 @@ use martlet_router::intent::{Identity, Settings};
 
 use crate::decode::Tap;
 use crate::kernel::Kernel;
-use crate::objects::{LOCAL_AS, asn, pod_address};
+use crate::objects::{LOCAL_AS, Made, asn, pod_address};
 use crate::script::Topology;
 
 /// The index of the external link, until it is replugged.
@@ -53,12 +53,18 @@ impl Clock {
     /// What it shows.
     pub fn local(&self, now: u64) -> Instant {
         let gone = now.saturating_sub(self.base);
+        if self.ppm == 0 {
+            return Instant::from_nanos(self.local + gone);
+        }
         let more = i128::from(gone) * i128::from(1_000_000 + self.ppm) / 1_000_000;
         Instant::from_nanos(self.local + u64::try_from(more).unwrap_or_default())
     }
 
     /// When it will show `at`, or a little later.
     pub fn global(&self, at: Instant) -> u64 {
+        if self.ppm == 0 {
+            return self.base.saturating_add(at.as_nanos().saturating_sub(self.local));
+        }
         let wait = i128::from(at.as_nanos().saturating_sub(self.local));
         let gone = wait * 1_000_000 / i128::from(1_000_000 + self.ppm);
         let mut global = self.base.saturating_add(u64::try_from(gone).unwrap_or(u64::MAX));
@@ -116,7 +122,7 @@ pub struct Balancer {
     /// What it writes is broken until then.
     pub garbage: bool,
     /// The objects that it has read.
-    pub view: Option<Rc<View>>,
+    pub view: Option<Rc<Made>>,
     /// ..their version.
     pub version: usize,
     marks: Marks,
@@ -128,14 +134,28 @@ pub struct Balancer {
 impl Balancer {
     /// Makes its tables and its word anew.
     pub fn follow(&mut self, links: &BTreeMap<u32, Link>) {
-        let Some(view) = &self.view else { return };
+        let Some(known) = &self.view else { return };
+        let Self { made, marks, draining, .. } = self;
+        // The same for all that read the same: which marks endpoints have is not in it.
+        let word =
+            known.word(links.get(&INTERNAL), *draining, || Self::make(&known.view, links, marks, made, *draining));
+        self.word = Some(word);
+    }
+
+    fn make(
+        view: &View,
+        links: &BTreeMap<u32, Link>,
+        marks: &mut Marks,
+        made: &mut Targets,
+        draining: bool,
+    ) -> Readiness {
         // The choice of endpoints is not what is looked at here: small tables.
         let settings =
             LbSettings { internal_interface: Some("net1".into()), size: Size::new(17).ok(), ..LbSettings::default() };
-        let before: Arc<Tables> = Arc::clone(&self.made.tables);
-        self.made = targets(view, links, &mut self.marks, &settings, &before);
+        let before: Arc<Tables> = Arc::clone(&made.tables);
+        *made = targets(view, links, marks, &settings, &before);
         let facts = Facts { links: links.clone(), ..Facts::default() };
-        self.word = Some(readiness(view, &self.made, &facts, self.draining));
+        readiness(view, made, &facts, draining)
     }
 
     /// What the router's client makes of it at `now`.
@@ -203,6 +223,8 @@ pub struct Pod {
     pub bad_since: BTreeMap<IpNet, u64>,
     /// Something changed that the invariants ask about.
     pub dirty: bool,
+    /// Until then time alone cannot break a promise.
+    pub calm_until: u64,
     /// Timeouts in a row at one instant.
     pub spins: (u64, u32),
     /// What gateways told whose sessions ended and who asked that it is kept (RFC 4724): gateway and family.
@@ -271,7 +293,7 @@ impl Pod {
             router: None,
             bfd: Sessions::new(0),
             epoch: 0,
-            kernel: Kernel { links: links(pod), ..Kernel::default() },
+            kernel: Kernel::new(links(pod)),
             clock: Clock::default(),
             wake: None,
             wires: BTreeMap::new(),
@@ -291,6 +313,7 @@ impl Pod {
             untold: BTreeSet::new(),
             bad_since: BTreeMap::new(),
             dirty: false,
+            calm_until: 0,
             spins: (0, 0),
             kept: BTreeMap::new(),
             dumped: None,

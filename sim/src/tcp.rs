@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use martlet_bgp::{CloseReason, ConnectionId, Endpoints, Input as BgpInput, NeighborId, NeighborState, Ticket};
 use martlet_router::core::{Incoming, Input};
 
-use crate::decode::Message;
+use crate::decode::{Message, is_keepalive};
 use crate::gateway::{Brain, Gateway, pod_name};
 use crate::link::{End, Node, SMALL_WINDOW, Segment, Stream, WINDOW};
 use crate::objects::{gateway_address, pod_address};
@@ -289,8 +289,8 @@ impl World {
             if empty {
                 return;
             }
-            if let Node::Pod(pod) = node {
-                self.pods[pod].dirty = true;
+            if !is_keepalive(&octets) {
+                self.stir(node);
             }
             self.send(number, side, Segment::Data(octets));
         }
@@ -318,7 +318,7 @@ impl World {
     /// The first segment of a direction may have arrived.
     pub fn arrive(&mut self, number: usize, side: usize) {
         let Some(stream) = self.streams.get(&number) else { return };
-        let (from, to) = (stream.ends[side].clone(), stream.ends[1 - side].clone());
+        let (from, to) = (stream.ends[side], stream.ends[1 - side]);
         if stream.directions[side].queue.front().is_none_or(|(at, _)| *at > self.now) {
             return;
         }
@@ -340,6 +340,10 @@ impl World {
             let left = stream.directions[side].octets.saturating_sub(octets.len());
             stream.directions[side].octets = left;
         }
+        if !matches!(&segment, Segment::Data(octets) if is_keepalive(octets)) {
+            self.stir_all();
+        }
+        let Some(stream) = self.streams.get(&number) else { return };
         let over = stream.is_over() && stream.directions.iter().all(|direction| direction.queue.is_empty());
         if over {
             self.streams.remove(&number);
@@ -414,7 +418,7 @@ impl World {
         }
         match node {
             Node::Pod(pod) => {
-                self.pods[pod].dirty = true;
+                self.pods[pod].dirty |= !is_keepalive(octets);
                 self.router(pod, Input::Received(ConnectionId(id), octets));
                 // What was told before the restart has been told anew, or is gone.
                 if let Some(key) =
@@ -439,7 +443,7 @@ impl World {
         let held: Vec<(usize, usize)> = self
             .streams
             .iter()
-            .flat_map(|(number, stream)| (0..2).map(|side| (*number, side, stream.ends[side].clone())))
+            .flat_map(|(number, stream)| (0..2).map(|side| (*number, side, stream.ends[side])))
             .filter(|(_, _, end)| end.node == node && end.open)
             .map(|(number, side, _)| (number, side))
             .collect();

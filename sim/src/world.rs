@@ -6,28 +6,31 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::BytesMut;
-use martlet_api::view::Protocol;
 use martlet_bfd::{Meta, Output as BfdOutput};
 use martlet_bgp::{Input as BgpInput, NeighborId, Output as BgpOutput};
 use martlet_clock::{Dice, Instant};
 use martlet_router::core::{Input, Output};
-use martlet_router::intent::Intent;
 
 use crate::check::Check;
-use crate::gateway::{Brain, Gateway, INTERFACE, pod_name};
+use crate::decode::is_keepalive;
+use crate::gateway::{Brain, Gateway, pod_name};
 use crate::kernel::Work;
 use crate::link::{Node, Path, Stream};
 use crate::log::Log;
 use crate::objects::{Api, gateway_address, pod_address};
 use crate::peer::Want;
 use crate::pod::{self, Pod};
+use crate::queue::Queue;
 use crate::script::Script;
 use crate::tcp::PORT;
 
 /// A millisecond, in nanoseconds.
 pub const MS: u64 = 1_000_000;
+/// Outputs of one step, and events of one run, from which on there is no end to them.
+const ENDLESS: (usize, u64) = (100_000, 3_000_000);
 /// Time after the last fault until everything must be well again.
 pub const PATIENCE: u64 = 75_000 * MS;
 
@@ -74,8 +77,7 @@ pub struct World {
     /// Nanoseconds since the start.
     pub now: u64,
     /// What will happen.
-    pub queue: BTreeMap<(u64, u64), Event>,
-    seq: u64,
+    pub queue: Queue<Event>,
     /// All chance.
     pub dice: Dice,
     /// What is played.
@@ -108,6 +110,10 @@ pub struct World {
     pub log: Log,
     /// Events so far.
     pub events: u64,
+    /// Counts whatever may change what the invariants ask about.
+    pub stirred: u64,
+    /// What was not well at that count.
+    pub last_look: (u64, Option<String>),
 }
 
 impl World {
@@ -116,8 +122,7 @@ impl World {
         let topology = &script.topology;
         let mut world = Self {
             now: 0,
-            queue: BTreeMap::new(),
-            seq: 0,
+            queue: Queue::default(),
             dice: Dice::new(script.seed),
             script: script.clone(),
             pods: (0..topology.pods).map(Pod::new).collect(),
@@ -134,6 +139,8 @@ impl World {
             check: Check::default(),
             log,
             events: 0,
+            stirred: 1,
+            last_look: (0, None),
         };
         for (number, fault) in script.faults.iter().enumerate() {
             world.at(fault.at_ms * MS, Event::Begin(number));
@@ -152,8 +159,7 @@ impl World {
 
     /// Lets `event` happen at `time`.
     pub fn at(&mut self, time: u64, event: Event) {
-        self.seq += 1;
-        self.queue.insert((time.max(self.now), self.seq), event);
+        self.queue.push(time.max(self.now), event);
     }
 
     /// Lets `event` happen within `least` and `most` microseconds.
@@ -164,13 +170,16 @@ impl World {
 
     /// Plays until everything is well, a promise is broken, or `until`.
     pub fn play(&mut self, until: u64) {
-        while let Some((&(time, _), _)) = self.queue.first_key_value() {
+        while let Some(time) = self.queue.next_at() {
             if time > until || self.check.failure.is_some() || self.is_done() {
                 return;
             }
-            let Some((_, event)) = self.queue.pop_first() else { return };
+            let Some(event) = self.queue.pop() else { return };
             self.now = time;
             self.events += 1;
+            if self.events > ENDLESS.1 {
+                self.check.fail(time, "bounded", format!("more than {} events in one run", ENDLESS.1));
+            }
             self.happen(event);
         }
     }
@@ -181,13 +190,35 @@ impl World {
         self.well_since.is_some_and(|since| self.now >= since + hold * 1000 * MS)
     }
 
+    /// Something changed that the invariants ask about a process.
+    pub fn stir(&mut self, node: Node) {
+        self.stirred += 1;
+        if let Node::Pod(pod) = node {
+            self.pods[pod].dirty = true;
+        }
+    }
+
+    /// ..that may concern anyone, by the next look.
+    pub fn stir_all(&mut self) {
+        self.stirred += 1;
+        for pod in &mut self.pods {
+            pod.calm_until = 0;
+        }
+    }
+
     fn happen(&mut self, event: Event) {
+        // These stir only what they turn out to touch: see where they end.
+        let is_traffic =
+            matches!(event, Event::Wake(..) | Event::Arrive(..) | Event::Datagram(..) | Event::Echo(..) | Event::Look);
+        if !is_traffic {
+            self.stir_all();
+        }
         match event {
             Event::Wake(node, epoch) => self.wake(node, epoch),
             Event::Arrive(stream, side) => self.arrive(stream, side),
             Event::Syn(from, epoch, id, to, ipv4) => self.syn(from, epoch, id, to, ipv4),
             Event::SynAnswer(node, epoch, id, stream) => self.syn_answer(node, epoch, id, stream),
-            Event::Datagram(to, datagram) => self.datagram(to, &datagram.0, &datagram.1),
+            Event::Datagram(to, datagram) => self.datagram(to, datagram),
             Event::Echo(pod, remote, payload) => self.echo(pod, remote, &payload),
             Event::Kernel(pod, epoch) => self.kernel_work(pod, epoch),
             Event::Objects(pod, version) => {
@@ -197,7 +228,7 @@ impl World {
             }
             Event::LbObjects(pod, version) => {
                 if let Some(version) = self.readable(pod, version).filter(|_| self.pods[pod].lb.alive) {
-                    self.pods[pod].lb.view = Some(Rc::clone(&self.api.versions[version].view));
+                    self.pods[pod].lb.view = Some(Rc::clone(&self.api.versions[version].made));
                     self.pods[pod].lb.version = version;
                     self.lb_follow(pod);
                 }
@@ -246,7 +277,7 @@ impl World {
         one.router = Some(pod::router(pod, seed));
         one.bfd = martlet_bfd::Sessions::new(seed ^ 0xbfd);
         one.started = now;
-        one.adopted = one.kernel.learned(4096, 20).into_keys().collect();
+        one.adopted = one.kernel.learned().keys().copied().collect();
         one.untold.clone_from(&one.adopted);
         one.kernel.work.push_back(Work::Dump);
         let epoch = one.epoch;
@@ -296,8 +327,8 @@ impl World {
             // Who is no longer asked for, or not yet again, need not be waited for.
             self.pods[pod].untold.clear();
         }
-        let intent = Intent::new(&self.api.versions[version].view, &pod::settings(&self.script.topology));
-        self.router(pod, Input::Intent(&intent));
+        let made = Rc::clone(&self.api.versions[version].made);
+        self.router(pod, Input::Intent(made.intent(&self.script.topology.clone())));
     }
 
     fn kernel_work(&mut self, pod: usize, epoch: u64) {
@@ -324,7 +355,7 @@ impl World {
             Work::Dump => {
                 let snapshot = self.pods[pod].kernel.snapshot();
                 let first = self.pods[pod].dumped.is_none();
-                let learned = self.pods[pod].kernel.learned(4096, 20).len();
+                let learned = self.pods[pod].kernel.learned().len();
                 self.pods[pod].dumped.get_or_insert(learned);
                 self.router(pod, Input::Kernel(&snapshot));
                 self.check.took(self.now, pod, first.then_some(learned), self.pods[pod].took);
@@ -401,7 +432,8 @@ impl World {
     /// Hands something to a router and does what it wants.
     pub fn router(&mut self, pod: usize, input: Input<'_>) {
         let now = self.local(Node::Pod(pod));
-        self.pods[pod].dirty = true;
+        // What follows from these is seen in what comes out.
+        self.pods[pod].dirty |= !matches!(input, Input::Received(..) | Input::Timeout);
         if let Some(router) = &mut self.pods[pod].router {
             router.handle(now, input);
             self.after_pod(pod);
@@ -413,7 +445,13 @@ impl World {
         let mut outputs = 0_usize;
         while let Some(output) = self.pods[pod].router.as_mut().and_then(martlet_router::core::Router::poll) {
             outputs += 1;
+            if !matches!(output, Output::Ready(_)) {
+                self.stir(Node::Pod(pod));
+            }
             self.pod_output(pod, output);
+            if outputs > ENDLESS.0 {
+                break;
+            }
         }
         self.check.outputs(pod, outputs);
         if self.pods[pod].router.is_some() {
@@ -493,7 +531,7 @@ impl World {
                     let source = id.local.unwrap_or(from);
                     if source == from && link.is_some_and(|link| id.interface.as_ref() == Some(&link.name)) {
                         self.check.bfd_sent(self.now, pod, id.remote, &payload);
-                        self.send_datagram(Node::Pod(pod), to, (from, id.remote), &payload);
+                        self.send_datagram(Node::Pod(pod), to, (from, id.remote), payload);
                     }
                 }
                 BfdOutput::Echo(id, payload) => {
@@ -532,10 +570,15 @@ impl World {
     /// Does what the process of a gateway wants.
     pub fn after_gateway(&mut self, gateway: usize) {
         let node = Node::Gateway(gateway);
-        loop {
+        let mut outputs = 0_usize;
+        while outputs <= ENDLESS.0 {
+            outputs += 1;
             match &mut self.gateways[gateway].brain {
                 Some(Brain::Ours(speaker)) => {
                     let Some(output) = speaker.poll() else { break };
+                    if !matches!(output, BgpOutput::Ready(_)) {
+                        self.stir(node);
+                    }
                     self.gateway_output(gateway, output);
                 }
                 Some(Brain::Naive(peer)) => {
@@ -543,6 +586,9 @@ impl World {
                         break;
                     }
                     for want in std::mem::take(&mut peer.wants) {
+                        if !matches!(&want, Want::Send(_, octets) if is_keepalive(octets)) {
+                            self.stir(node);
+                        }
                         match want {
                             Want::Send(stream, octets) => self.naive_send(gateway, stream, octets),
                             Want::Close(stream) => self.close(node, u64::try_from(stream).unwrap_or_default()),
@@ -560,7 +606,7 @@ impl World {
         let Gateway { brain, states, .. } = &mut self.gateways[gateway];
         match brain {
             None => return,
-            Some(Brain::Ours(speaker)) => {
+            Some(Brain::Ours(speaker)) if outputs > 1 => {
                 for (id, last) in states {
                     let state = speaker.state(id).unwrap_or_default();
                     if state != *last {
@@ -569,7 +615,7 @@ impl World {
                     }
                 }
             }
-            Some(Brain::Naive(_)) => {}
+            Some(_) => {}
         }
         self.gateway_bfd(gateway);
         let ready: Vec<u64> =
@@ -625,12 +671,13 @@ impl World {
                 BfdOutput::Transmit(id, payload) => {
                     let from = gateway_address(gateway, id.remote.is_ipv4());
                     let to = self.node_at(id.remote);
-                    self.send_datagram(Node::Gateway(gateway), to, (from, id.remote), &payload);
+                    self.send_datagram(Node::Gateway(gateway), to, (from, id.remote), payload);
                 }
                 BfdOutput::Echo(..) => {}
                 BfdOutput::Changed(_) => changed = true,
             }
         }
+        self.stirred += u64::from(changed);
         let local = self.local(Node::Gateway(gateway));
         let Gateway { brain, bfd, .. } = &mut self.gateways[gateway];
         if changed && let Some(Brain::Ours(speaker)) = brain {
@@ -668,10 +715,10 @@ impl World {
         self.paths[pod * self.gateways.len() + gateway][back]
     }
 
-    fn send_datagram(&mut self, from: Node, to: Option<Node>, (source, target): (IpAddr, IpAddr), payload: &[u8]) {
+    fn send_datagram(&mut self, from: Node, to: Option<Node>, (source, target): (IpAddr, IpAddr), payload: Vec<u8>) {
         let Some(to) = to else { return };
         let path = self.path(from, to);
-        self.log.datagram(self.now, source, target, payload);
+        self.log.datagram(self.now, source, target, &payload);
         if path.loses(&mut self.dice) {
             return;
         }
@@ -680,19 +727,20 @@ impl World {
         if path.reorder > 0 && self.dice.chance(path.reorder, 100) {
             wait += self.dice.below(400 * MS);
         }
-        let copies = if path.duplicate > 0 && self.dice.chance(path.duplicate, 100) { 2 } else { 1 };
-        for copy in 0..copies {
-            let datagram = Box::new((meta.clone(), payload.to_vec()));
-            self.at(self.now + wait + copy * MS, Event::Datagram(to, datagram));
+        let twice = path.duplicate > 0 && self.dice.chance(path.duplicate, 100);
+        let copy = twice.then(|| Box::new((meta.clone(), payload.clone())));
+        self.at(self.now + wait, Event::Datagram(to, Box::new((meta, payload))));
+        if let Some(copy) = copy {
+            self.at(self.now + wait + MS, Event::Datagram(to, copy));
         }
     }
 
-    fn datagram(&mut self, to: Node, meta: &Meta, payload: &[u8]) {
+    fn datagram(&mut self, to: Node, mut datagram: Box<(Meta, Vec<u8>)>) {
+        let (meta, payload) = &mut *datagram;
         let from = self.node_at(meta.remote);
         if let Some(path) = from.map(|from| self.path(from, to)) {
             if path.clog {
-                let later = Box::new((meta.clone(), payload.to_vec()));
-                return self.at(self.now + 20 * MS, Event::Datagram(to, later));
+                return self.at(self.now + 20 * MS, Event::Datagram(to, datagram));
             }
             if path.cut {
                 return;
@@ -702,19 +750,19 @@ impl World {
         match to {
             Node::Pod(pod) => {
                 let Some(link) = self.pods[pod].external().filter(|link| link.up && link.carrier) else { return };
-                let meta = Meta { interface: Some(link.name.clone()), ..meta.clone() };
+                meta.interface = Some(Arc::clone(&link.name));
                 if self.pods[pod].router.is_some() {
                     if !self.wants_signature(pod, meta.remote) {
                         self.check.bfd_heard(self.now, pod, meta.remote, payload);
                     }
-                    self.pods[pod].bfd.handle(now, martlet_bfd::Input::Received(&meta, payload));
+                    self.pods[pod].bfd.handle(now, martlet_bfd::Input::Received(meta, payload));
                     self.after_pod(pod);
                 }
             }
             Node::Gateway(gateway) => {
-                let meta = Meta { interface: Some(INTERFACE.into()), ..meta.clone() };
+                meta.interface = Some(Arc::clone(&self.gateways[gateway].interface));
                 if self.gateways[gateway].brain.is_some() {
-                    self.gateways[gateway].bfd.handle(now, martlet_bfd::Input::Received(&meta, payload));
+                    self.gateways[gateway].bfd.handle(now, martlet_bfd::Input::Received(meta, payload));
                     self.after_gateway(gateway);
                 }
             }
@@ -724,13 +772,7 @@ impl World {
     /// Whether a pod takes only signed BFD packets from there: gateways sign none.
     fn wants_signature(&self, pod: usize, remote: IpAddr) -> bool {
         let Some(version) = self.pods[pod].version else { return false };
-        self.api.versions[version].view.routers.values().filter(|router| router.address == remote).any(|router| {
-            let profile = match &router.protocol {
-                Protocol::Bgp(bgp) => bgp.bfd.as_ref(),
-                Protocol::Static(profile) => profile.as_ref(),
-            };
-            profile.is_some_and(|profile| profile.auth.is_some())
-        })
+        self.api.versions[version].made.signs.contains(&remote)
     }
 
     /// Pulls what a core has for a connection.
@@ -747,6 +789,6 @@ impl World {
                 _ => false,
             },
         };
-        (buffer.to_vec(), more)
+        (buffer.into(), more)
     }
 }
