@@ -14,7 +14,7 @@ use martlet_api::view::View;
 use martlet_bfd::{SessionConfig, SessionId, SessionStatus};
 use martlet_bgp::{CloseReason, Ticket};
 use martlet_clock::Instant;
-use martlet_netlink::{Change, Object, Snapshot};
+use martlet_netlink::{Change, Link, Object, Snapshot};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -83,6 +83,8 @@ pub trait Bfd {
 pub enum News {
     /// What it holds, whole.
     Snapshot(Snapshot),
+    /// Its links, which changed; a snapshot follows.
+    Links(BTreeMap<u32, Link>),
     /// Others took objects of ours away, or put some there.
     Changed(BTreeSet<Object>, BTreeSet<Object>),
     /// The batch is through; these failed.
@@ -182,6 +184,8 @@ impl Clock {
     /// Waits until `deadline`; for ever if there is none.
     pub async fn sleep_until(&self, deadline: Option<Instant>) {
         match deadline {
+            // The timers of the runtime are a millisecond coarse.
+            Some(at) if at <= self.now() => {}
             Some(at) => tokio::time::sleep_until(self.origin + at.since(self.base)).await,
             None => std::future::pending().await,
         }
@@ -267,6 +271,7 @@ impl<N: Net, B: Bfd, K: Kernel, S: Source, R: Readiness> Driver<N, B, K, S, R> {
                 },
                 news = world.kernel.next() => match news {
                     News::Snapshot(snapshot) => self.router.handle(clock.now(), Input::Kernel(&snapshot)),
+                    News::Links(links) => self.router.handle(clock.now(), Input::Links(&links)),
                     News::Changed(removed, appeared) => {
                         let input = Input::KernelChanged { removed: &removed, appeared: &appeared };
                         self.router.handle(clock.now(), input);

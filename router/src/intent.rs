@@ -350,6 +350,9 @@ fn neighbor_config(bgp: &view::Bgp, settings: &Settings, address: IpAddr) -> Nei
             large_communities: extra.large_communities.clone(),
             ..Export::default()
         },
+        long_lived: extra.long_lived,
+        add_path_receive: extra.add_path_receive,
+        disable_family: extra.disable_family,
         shutdown: extra.shutdown.as_deref().map(str::to_owned),
         ..base
     }

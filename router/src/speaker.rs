@@ -214,13 +214,18 @@ impl Plain {
         self.set_bfd();
     }
 
-    /// A single-hop session belongs to the interface whose network the neighbour is in.
+    /// A single-hop session belongs to the interface whose network the neighbour is in. Without a carrier there is none: its
+    /// packets would make the kernel ask for a link address in vain, once a second, and the first SYN after the carrier's
+    /// return would wait for the next time.
     fn session(&self, neighbor: &Neighbor) -> Option<SessionId> {
         neighbor.bfd.as_ref()?;
         let remote = neighbor.address.addr();
         let interface = match neighbor.multihop {
             Some(_) => None,
-            None => Some(self.links.iter().find(|link| on_link(link, remote))?.name.clone()),
+            None => {
+                let link = self.links.iter().find(|link| on_link(link, remote))?;
+                Some((link.up && link.carrier).then(|| link.name.clone())?)
+            }
         };
         Some(SessionId { remote, interface, local: neighbor.source })
     }
@@ -233,7 +238,8 @@ impl Plain {
 
     fn on_bfd(&mut self, sessions: &BTreeMap<SessionId, BfdState>) {
         let states = self.members.iter().filter_map(|(id, neighbor)| {
-            let state = sessions.get(&self.session(neighbor)?).copied();
+            neighbor.bfd.as_ref()?;
+            let state = self.session(neighbor).and_then(|session| sessions.get(&session).copied());
             Some((id.clone(), state.unwrap_or(BfdState::Down)))
         });
         let states = states.collect();
@@ -256,6 +262,8 @@ impl Plain {
                     }
                 }
             }
+            // The snapshot that follows shows them too.
+            News::Links(_) => {}
             News::Changed(removed, appeared) => {
                 let now = self.now();
                 for object in &removed {

@@ -58,7 +58,9 @@ impl Supervision {
         let (wanted, first) = match self.wanted.get(&id) {
             Some((other, first)) => match profile.contradicts(other) {
                 Some(field) => {
-                    return Err(format!("bfd.{field} is not that of GatewayRouter {first}, which shares the BFD session"));
+                    return Err(format!(
+                        "bfd.{field} is not that of GatewayRouter {first}, which shares the BFD session"
+                    ));
                 }
                 None => (profile.shared_with(other), first.clone()),
             },
@@ -195,7 +197,8 @@ mod tests {
     fn who_shares_a_path_shares_its_session_and_of_each_parameter_the_more_aggressive_one_counts() {
         let ms = Duration::from_millis;
         let slow = Bfd { min_tx: ms(900), min_rx: ms(50), multiplier: 3, echo: Some(ms(90)), ..Bfd::default() };
-        let patient = Bfd { min_tx: ms(100), min_rx: ms(300), multiplier: 9, echo_receive: Some(ms(70)), ..Bfd::default() };
+        let patient =
+            Bfd { min_tx: ms(100), min_rx: ms(300), multiplier: 9, echo_receive: Some(ms(70)), ..Bfd::default() };
         for routers in [[bgp(slow.clone()), fixed(patient.clone())], [fixed(patient), bgp(slow)]] {
             let (sessions, got) = made(&routers);
             assert_eq!((sessions.len(), &got[0]), (1, &got[1]), "one session, two users");

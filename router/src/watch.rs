@@ -1,7 +1,7 @@
 //! The driver's traits over the real kernel, the BFD thread and the sources of `martlet_api`.
 //!
-//! A task of its own owns the netlink sockets: batches, dumps and events go through it one after another, so that a
-//! snapshot is never mixed with half a batch. It decides nothing.
+//! A thread of its own owns the netlink sockets: batches, dumps and events go through it one after another, so that a
+//! snapshot is never mixed with half a batch, and nobody waits while the kernel works on a large one. It decides nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,11 +41,29 @@ impl KernelTask {
     /// # Errors
     /// When netlink cannot be opened.
     pub fn open(owner: Owner) -> Result<Self, martlet_netlink::Error> {
-        let (kernel, events) = Netlink::open(owner)?;
         // At most a batch and a few dumps are ever asked for at once: the core waits for its answers.
         let (commands, received) = mpsc::unbounded_channel();
         let (sender, news) = mpsc::channel(8);
-        tokio::spawn(serve(kernel, events, received, sender));
+        let (opened, is_open) = std::sync::mpsc::channel();
+        let io = |error| martlet_netlink::Error::Io { action: "a thread for netlink".into(), source: error };
+        // A thread begins in the namespace and with the capabilities of the one that starts it.
+        let work = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(opened.send(Err(io(error)))),
+            };
+            runtime.block_on(async move {
+                match Netlink::open(owner) {
+                    Ok((kernel, events)) => {
+                        drop(opened.send(Ok(())));
+                        serve(kernel, events, received, sender).await;
+                    }
+                    Err(error) => drop(opened.send(Err(error))),
+                }
+            });
+        };
+        std::thread::Builder::new().name("netlink".into()).spawn(work).map_err(io)?;
+        is_open.recv().unwrap_or_else(|_| Err(io(std::io::ErrorKind::UnexpectedEof.into())))?;
         Ok(Self { commands, news })
     }
 
@@ -92,7 +110,15 @@ async fn serve(
                 Some(Command::Dump) => snapshot(&mut kernel).await,
             },
             event = events.next() => match event {
-                Event::LinksChanged => snapshot(&mut kernel).await,
+                Event::LinksChanged => {
+                    // A carrier that is lost does not wait for a dump of 100 000 routes.
+                    if let Ok(links) = kernel.links().await
+                        && news.send(News::Links(links)).await.is_err()
+                    {
+                        return;
+                    }
+                    snapshot(&mut kernel).await
+                }
                 Event::Overrun => {
                     warn!("the kernel had more to say than we could hear: it is dumped anew");
                     snapshot(&mut kernel).await

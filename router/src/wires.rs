@@ -80,6 +80,8 @@ pub struct Wires<S> {
     last: ConnectionId,
     buffer: Vec<u8>,
     filled: usize,
+    /// Something was sent or received since the runtime last looked at its sockets and timers.
+    moved: bool,
 }
 
 impl<S> Default for Wires<S> {
@@ -92,6 +94,7 @@ impl<S> Default for Wires<S> {
             last: ConnectionId(0),
             buffer: vec![0; TURN],
             filled: 0,
+            moved: false,
         }
     }
 }
@@ -141,7 +144,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Wires<S> {
 
     /// Waits until something happens. Safe to drop at any time.
     pub async fn next<N: Net<Stream = S>>(&mut self, net: &mut N, core: &mut impl Sender, clock: Clock) -> Happened<S> {
-        poll_fn(|cx| self.poll_next(cx, net, core, clock)).await
+        if std::mem::take(&mut self.moved) {
+            // The runtime looks at sockets and timers only when the task waits: beside a neighbour that always has more to
+            // say, another one, a timer and the load balancer would be seen a hundred turns later.
+            tokio::task::yield_now().await;
+        }
+        let happened = poll_fn(|cx| self.poll_next(cx, net, core, clock)).await;
+        self.moved = matches!(happened, Happened::Sent | Happened::Received(_));
+        happened
     }
 
     fn poll_next<N: Net<Stream = S>>(

@@ -110,7 +110,11 @@ impl Kernel {
         Ok(Snapshot { links, objects })
     }
 
-    async fn links(&mut self) -> Result<BTreeMap<u32, Link>, Error> {
+    /// All links with their addresses: soon told, however large the tables are.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the kernel cannot be asked.
+    pub async fn links(&mut self) -> Result<BTreeMap<u32, Link>, Error> {
         let request = RouteNetlinkMessage::GetLink(link::LinkMessage::default());
         let mut links = BTreeMap::new();
         for message in self.ask(request, "the kernel's links cannot be read").await? {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use martlet_bgp::Family;
 use martlet_clock::Instant;
-use martlet_netlink::{Object, Rule};
+use martlet_netlink::Object;
 use serde::{Deserialize, Serialize};
 
 use super::Router;
@@ -120,10 +120,15 @@ impl Router {
     }
 
     fn rule_words(&self, vip: &IpNet) -> (bool, String) {
-        let of_vip = |key: &&Key| matches!(key, Key::Rule(Rule { from, to, .. }) if from.or(*to) == Some(*vip));
-        let wanted: Vec<&Key> = self.mirror.wanted().keys().filter(of_vip).collect();
-        let held = wanted.iter().filter(|key| self.mirror.held().contains_key(*key)).count();
-        (held == wanted.len(), format!("{held} of {} are in the kernel", wanted.len()))
+        let of_vip = |key: &Key| match key {
+            Key::Rule(rule) => rule.from.or(rule.to) == Some(*vip),
+            Key::Route { .. } => false,
+        };
+        let wanted = self.mirror.objects().take_while(|(key, ..)| matches!(key, Key::Rule(_)));
+        let held: Vec<bool> =
+            wanted.filter(|(key, want, _)| want.is_some() && of_vip(key)).map(|(_, _, have)| have.is_some()).collect();
+        let count = held.iter().filter(|held| **held).count();
+        (count == held.len(), format!("{count} of {} are in the kernel", held.len()))
     }
 
     fn egress_words(&self, family: Family) -> (bool, String) {

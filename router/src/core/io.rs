@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use martlet_api::readiness::Families;
 use martlet_bfd::{Diagnostic, SessionConfig, SessionId, SessionStatus, State};
 use martlet_bgp::{CloseReason, ConnectionId, Family, NeighborId, Ticket};
-use martlet_netlink::{Change, Object, Snapshot};
+use martlet_netlink::{Change, Link, Object, Snapshot};
 
 use crate::gate::{Lb, Reason, words};
 use crate::intent::{Intent, Key, Transport};
@@ -26,6 +26,8 @@ pub enum Input<'a> {
     Bfd(&'a BTreeMap<SessionId, SessionStatus>),
     /// What the kernel holds, whole: at start, when links changed, after an overrun, when [`Output::Dump`] asked for it.
     Kernel(&'a Snapshot),
+    /// Its links alone: they changed, and reading all else of a large table takes its time. A snapshot follows.
+    Links(&'a BTreeMap<u32, Link>),
     /// Others took objects of ours away, or put some there.
     KernelChanged {
         /// No longer there.

@@ -164,6 +164,7 @@ impl Router {
             Input::Lb(lb) => self.on_lb(lb),
             Input::Bfd(sessions) => self.on_bfd(now, sessions),
             Input::Kernel(snapshot) => self.on_kernel(now, snapshot),
+            Input::Links(links) => self.on_links(now, Links::new(links)),
             Input::KernelChanged { removed, appeared } => self.on_kernel_changed(now, removed, appeared),
             Input::Applied(failures) => self.on_applied(now, failures),
             Input::Connected(id, local, remote) => self.on_connected(now, id, local, remote),
@@ -394,8 +395,8 @@ impl Router {
         let links = Links::new(&snapshot.links);
         let first = !self.mirror.is_dumped();
         let adopted = self.mirror.dumped(&snapshot.objects);
-        let before = std::mem::replace(&mut self.links, links);
         if first {
+            self.links = links;
             if adopted > 0 {
                 self.tell(Event::Adopted(adopted));
             }
@@ -405,7 +406,17 @@ impl Router {
             self.tell(Event::RouterId(router_id));
             self.speaker.handle(now, BgpInput::SetLocal(&Local { router_id, forwarding_preserved: adopted > 0 }));
             self.configure(now);
-        } else if before != self.links && self.configured {
+        } else {
+            self.on_links(now, links);
+        }
+    }
+
+    fn on_links(&mut self, now: Instant, links: Links) {
+        if !self.mirror.is_dumped() || links == self.links {
+            return;
+        }
+        let before = std::mem::replace(&mut self.links, links);
+        if self.configured {
             self.close_dead(now, &before);
             self.supervise();
             self.listen();

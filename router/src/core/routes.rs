@@ -48,35 +48,54 @@ impl Router {
         self.routes.prefixes.extend([Family::Ipv4, Family::Ipv6].map(default_prefix));
     }
 
-    /// Plans what changed and gives the kernel its next batch.
+    /// Plans what changed and gives the kernel its next batch. While that is busy with one, the next is planned, no more.
     pub(super) fn plan_routes(&mut self, now: Instant) {
-        if !self.configured || self.mirror.is_busy() {
+        if !self.configured {
             return;
         }
         self.routes.deadline = None;
+        if self.mirror.is_busy() {
+            if !self.mirror.is_full() {
+                let prefixes = self.pull();
+                self.plan_all(now, &prefixes);
+                self.plan_ahead(now);
+            }
+            return;
+        }
         for _ in 0..PULLS {
             let prefixes = self.pull();
             if prefixes.is_empty() {
                 self.end_adoption(now);
             }
-            let defaults = prefixes.iter().any(|prefix| prefix.prefix_len() == 0);
-            let before = defaults.then(|| self.egress());
-            for prefix in &prefixes {
-                self.plan_route(*prefix);
-            }
-            if before.is_some_and(|before| before != self.egress()) {
-                self.decide(now);
-                self.drain_speaker(now);
-            }
+            self.plan_all(now, &prefixes);
             let changes = self.mirror.batch();
             if !changes.is_empty() {
-                return self.outputs.push_back(Output::Apply(changes));
+                self.outputs.push_back(Output::Apply(changes));
+                return self.plan_ahead(now);
             }
             if prefixes.is_empty() {
                 return;
             }
         }
         self.routes.deadline = Some(now);
+    }
+
+    /// The step after this one plans more, if more waits and there is room for it.
+    fn plan_ahead(&mut self, now: Instant) {
+        let waits = self.routes.changed || !self.routes.prefixes.is_empty();
+        self.routes.deadline = (waits && !self.mirror.is_full()).then_some(now);
+    }
+
+    fn plan_all(&mut self, now: Instant, prefixes: &[IpNet]) {
+        let defaults = prefixes.iter().any(|prefix| prefix.prefix_len() == 0);
+        let before = defaults.then(|| self.egress());
+        for prefix in prefixes {
+            self.plan_route(*prefix);
+        }
+        if before.is_some_and(|before| before != self.egress()) {
+            self.decide(now);
+            self.drain_speaker(now);
+        }
     }
 
     fn pull(&mut self) -> Vec<IpNet> {

@@ -198,8 +198,7 @@ impl Router {
 
     /// At most `max` of our routes, in order.
     pub fn route_views(&self, max: usize) -> Vec<RouteView> {
-        let keys: BTreeSet<&Key> = self.mirror.wanted().keys().chain(self.mirror.held().keys()).collect();
-        let views = keys.into_iter().filter_map(|key| self.route_view(key)).take(max);
+        let views = self.mirror.objects().filter_map(|(_, want, have)| self.route_view(want, have)).take(max);
         let unresolved = self.routes.unresolved.iter().map(|(prefix, (neighbor, why))| RouteView {
             table: self.config.table,
             prefix: *prefix,
@@ -210,8 +209,7 @@ impl Router {
         views.chain(unresolved).collect()
     }
 
-    fn route_view(&self, key: &Key) -> Option<RouteView> {
-        let (want, have) = (self.mirror.wanted().get(key), self.mirror.held().get(key));
+    fn route_view(&self, want: Option<&Object>, have: Option<&Object>) -> Option<RouteView> {
         let Object::Route(route) = want.or(have)? else { return None };
         let state = match (want, have) {
             (Some(want), Some(have)) if want == have => "installed",
