@@ -10,12 +10,14 @@ mod packets;
 mod ports;
 #[path = "wire/sys.rs"]
 mod sys;
+#[path = "wire/ways.rs"]
+mod ways;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use lab::{Connection, Lab, VIP4, VIP6, eventually};
+use lab::{Connection, Lab, VIP4, VIP6, eventually, serving};
 use martlet_lb::control::{Answer, Request};
 use martlet_lb::hash::{Flow, Seed};
 use martlet_lb::maglev::{Size, Table};
@@ -160,10 +162,7 @@ fn what_a_dead_process_left_is_adopted_and_nothing_of_others_is_touched() {
 
 #[test]
 fn a_deleted_rule_is_back_and_a_lost_link_is_told() {
-    let lab = Lab::new("mend", 1);
-    lab.configure(&[1].into());
-    let lb = lab.start(|_| {});
-    lab.wait_ready(true);
+    let (lab, lb) = serving("mend", 1, |_| {});
     let leaf = "ip rule show lookup 5001";
     assert!(lab.run(&lab.lb(), leaf).1.contains("lookup 5001"));
     let (_, priority) = lab.run(&lab.lb(), leaf);
@@ -187,14 +186,11 @@ fn a_deleted_rule_is_back_and_a_lost_link_is_told() {
 
 #[test]
 fn the_loop_of_the_crate_nfq_serves_as_well() {
-    let lab = Lab::new("nfq", 2);
     let all: BTreeSet<u8> = [1, 2].into();
-    lab.configure(&all);
-    let lb = lab.start(|options| {
+    let (lab, lb) = serving("nfq", 2, |options| {
         options.queue.queue_loop = Loop::Nfq;
         options.queue.queues = 0..=0;
     });
-    lab.wait_ready(true);
     everybody_answers(&lab, &all);
     lb.end().unwrap();
 }
@@ -234,11 +230,8 @@ fn the_kernel_engine_chooses_the_same_endpoints() {
 
 #[test]
 fn with_bypass_the_kernel_goes_on_when_the_process_is_dead() {
-    let lab = Lab::new("bypass", 2);
     let all: BTreeSet<u8> = [1, 2].into();
-    lab.configure(&all);
-    let lb = lab.start(|options| options.bypass = true);
-    lab.wait_ready(true);
+    let (lab, lb) = serving("bypass", 2, |options| options.bypass = true);
     everybody_answers(&lab, &all);
     lb.crash();
     eventually("the queues are closed", || {
@@ -249,10 +242,7 @@ fn with_bypass_the_kernel_goes_on_when_the_process_is_dead() {
 
 #[test]
 fn without_bypass_a_dead_queue_ends_the_way_and_the_main_table_gets_nothing() {
-    let lab = Lab::new("end", 1);
-    lab.configure(&[1].into());
-    let lb = lab.start(|_| {});
-    lab.wait_ready(true);
+    let (lab, lb) = serving("end", 1, |_| {});
     // The main table would lead there as well.
     for command in ["ip route add 20.0.0.1/32 via 10.9.0.11", "ip -6 route add 2000::1/128 via fd09::11"] {
         assert!(lab.run(&lab.lb(), command).0, "{command}");
@@ -345,10 +335,7 @@ fn a_hundred_networks_and_any_port_match_in_both_engines() {
 
 #[test]
 fn a_flushed_rule_set_is_back() {
-    let lab = Lab::new("flush", 1);
-    lab.configure(&[1].into());
-    let lb = lab.start(|_| {});
-    lab.wait_ready(true);
+    let (lab, lb) = serving("flush", 1, |_| {});
     everybody_answers(&lab, &[1].into());
     for command in ["nft flush ruleset", "nft flush chain inet martlet-lb prerouting"] {
         assert!(lab.run(&lab.lb(), command).0, "{command}");

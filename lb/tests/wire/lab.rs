@@ -63,6 +63,15 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// A lab whose applications are all ready, and a load balancer that says so.
+pub fn serving(test: &str, applications: u8, change: impl FnOnce(&mut Options)) -> (Lab, Running) {
+    let lab = Lab::new(test, applications);
+    lab.configure(&(1..=applications).collect());
+    let lb = lab.start(change);
+    lab.wait_ready(true);
+    (lab, lb)
+}
+
 impl Lab {
     /// Makes the namespaces and starts the applications, each of which answers with its number. The bridge has an address of
     /// its own: else it takes the lowest of its ports', and who leaves it may take the address along that all others know.

@@ -9,13 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::craft::{self, client, fragments, ip, raw, send, udp};
 use crate::expected_of;
-use crate::lab::{Lab, PATIENCE, Running, VIP4, VIP6, eventually, within};
-
-fn start(lab: &Lab, mode: FragmentMode) -> Running {
-    let lb = lab.start(|options| options.policy.fragments = mode);
-    lab.wait_ready(true);
-    lb
-}
+use crate::lab::{Lab, PATIENCE, VIP4, VIP6, eventually, serving, within};
 
 /// In the client: sends `packets` as they are, and waits for an application's answer to the socket of `port`.
 pub fn ask(
@@ -55,10 +49,8 @@ pub fn orders(mut packets: Vec<Vec<u8>>, port: u16) -> Vec<Vec<u8>> {
 
 #[test]
 fn fragments_in_any_order_reach_the_endpoint_of_their_flow() {
-    let lab = Lab::new("frag", 3);
     let all: BTreeSet<u8> = [1, 2, 3].into();
-    lab.configure(&all);
-    let lb = start(&lab, FragmentMode::Table);
+    let (lab, lb) = serving("frag", 3, |_| {});
     fragments_arrive(&lab, &all);
     lb.end().unwrap();
 }
@@ -78,19 +70,15 @@ pub fn fragments_arrive(lab: &Lab, all: &BTreeSet<u8>) {
 
 #[test]
 fn fragments_that_the_kernel_puts_together_arrive_too() {
-    let lab = Lab::new("defrag", 2);
     let all: BTreeSet<u8> = [1, 2].into();
-    lab.configure(&all);
-    let lb = start(&lab, FragmentMode::Kernel);
+    let (lab, lb) = serving("defrag", 2, |options| options.policy.fragments = FragmentMode::Kernel);
     fragments_arrive(&lab, &all);
     lb.end().unwrap();
 }
 
 #[test]
 fn fragments_by_addresses_need_no_memory() {
-    let lab = Lab::new("addr", 3);
-    lab.configure(&[1, 2, 3].into());
-    let lb = start(&lab, FragmentMode::Addresses);
+    let (lab, lb) = serving("addr", 3, |options| options.policy.fragments = FragmentMode::Addresses);
     for vip in [VIP4, VIP6] {
         let make = move |port: u16| {
             let datagram = udp(client(vip), vip, [port, 4000], &[7; 4001]);
@@ -104,10 +92,8 @@ fn fragments_by_addresses_need_no_memory() {
 
 #[test]
 fn extension_headers_and_options_do_not_hide_the_ports() {
-    let lab = Lab::new("ext", 3);
     let all: BTreeSet<u8> = [1, 2, 3].into();
-    lab.configure(&all);
-    let lb = start(&lab, FragmentMode::Table);
+    let (lab, lb) = serving("ext", 3, |_| {});
     // Destination options of 8 octets (PadN) and of 16 (an unknown option that may be skipped).
     let make = |port: u16| {
         let datagram = udp(client(VIP6), VIP6, [port, 4000], b"who?");
@@ -134,7 +120,7 @@ fn extension_headers_and_options_do_not_hide_the_ports() {
     lb.end().unwrap();
 }
 
-/// In an application: the ports of those ICMP errors (or of SCTP packets) that come within the patience.
+/// In an application: the ports of those ICMP errors (or of SCTP packets, also in UDP) that come within the patience.
 fn listen(lab: &Lab, number: u8, vip: IpAddr, protocol: u8) -> std::sync::mpsc::Receiver<u16> {
     let (tell, heard) = std::sync::mpsc::channel();
     let open = move || {
@@ -148,6 +134,8 @@ fn listen(lab: &Lab, number: u8, vip: IpAddr, protocol: u8) -> std::sync::mpsc::
                 let body = &octets[if vip.is_ipv4() { 20 } else { 0 }..length];
                 let port = match protocol {
                     132 => body.get(0..2),
+                    // SCTP in UDP.
+                    17 => body.get(8..10),
                     _ if matches!(body[0], 1 | 3) => body.get(if vip.is_ipv4() { 30..32 } else { 50..52 }),
                     _ => None,
                 };
@@ -164,7 +152,7 @@ fn listen(lab: &Lab, number: u8, vip: IpAddr, protocol: u8) -> std::sync::mpsc::
 }
 
 /// Sends a packet for each port to a VIP, and checks that the application of each flow, and no other, received it.
-fn each_to_its_endpoint(lab: &Lab, vip: IpAddr, protocol: u8, of_flow: u8, make: fn(IpAddr, u16) -> Vec<u8>) {
+pub fn each_to_its_endpoint(lab: &Lab, vip: IpAddr, protocol: u8, of_flow: u8, make: fn(IpAddr, u16) -> Vec<u8>) {
     let all: BTreeSet<u8> = [1, 2, 3].into();
     let heard: BTreeMap<u8, _> = all.iter().map(|number| (*number, listen(lab, *number, vip, protocol))).collect();
     let ports: Vec<u16> = (20_000..20_060).collect();
@@ -190,17 +178,21 @@ fn each_to_its_endpoint(lab: &Lab, vip: IpAddr, protocol: u8, of_flow: u8, make:
 
 #[test]
 fn an_error_reaches_the_endpoint_that_sent_what_it_is_about() {
-    let lab = Lab::new("error", 3);
-    lab.configure(&[1, 2, 3].into());
-    let lb = start(&lab, FragmentMode::Table);
-    each_to_its_endpoint(&lab, VIP4, 1, 17, |vip, port| {
+    let (lab, lb) = serving("error", 3, |_| {});
+    errors_reach_their_endpoints(&lab);
+    lb.end().unwrap();
+}
+
+/// Errors about flows of all three applications, of both families.
+pub fn errors_reach_their_endpoints(lab: &Lab) {
+    each_to_its_endpoint(lab, VIP4, 1, 17, |vip, port| {
         let inner = ip(vip, client(vip), 17, None, &udp(vip, client(vip), [4000, port], b"hello"));
         let mut error = [&[3, 1, 0, 0, 0, 0, 0, 0][..], &inner].concat();
         let sum = craft::checksum(&error);
         error[2..4].copy_from_slice(&sum);
         ip(client(vip), vip, 1, None, &error)
     });
-    each_to_its_endpoint(&lab, VIP6, 58, 17, |vip, port| {
+    each_to_its_endpoint(lab, VIP6, 58, 17, |vip, port| {
         let inner = ip(vip, client(vip), 17, None, &udp(vip, client(vip), [4000, port], b"hello"));
         // Raw ICMPv6 sockets check the sum.
         let mut error = [&[1, 0, 0, 0, 0, 0, 0, 0][..], &inner].concat();
@@ -211,14 +203,11 @@ fn an_error_reaches_the_endpoint_that_sent_what_it_is_about() {
         error[2..4].copy_from_slice(&sum);
         ip(client(vip), vip, 58, None, &error)
     });
-    lb.end().unwrap();
 }
 
 #[test]
 fn sctp_associations_are_spread_by_addresses_and_ports() {
-    let lab = Lab::new("sctp", 3);
-    lab.configure(&[1, 2, 3].into());
-    let lb = start(&lab, FragmentMode::Table);
+    let (lab, lb) = serving("sctp", 3, |_| {});
     for vip in [VIP4, VIP6] {
         each_to_its_endpoint(&lab, vip, 132, 132, |vip, port| {
             // A common header and an INIT chunk.
@@ -244,7 +233,8 @@ fn the_client_learns_the_path_mtu_from_the_vip() {
         let (done, text) = lab.run(&lab.client(), command);
         assert!(done, "{command}: {text}");
     }
-    let lb = start(&lab, FragmentMode::Table);
+    let lb = lab.start(|_| {});
+    lab.wait_ready(true);
     for vip in [VIP4, VIP6] {
         let mut connection = lab.connect(vip, 1).remove(0);
         assert_eq!(connection.ask_long(200_000), Some(1), "a long line passes");
@@ -257,10 +247,7 @@ fn the_client_learns_the_path_mtu_from_the_vip() {
 
 #[test]
 fn nobody_there_is_told_or_not_as_configured() {
-    let lab = Lab::new("reject", 1);
-    lab.configure(&[1].into());
-    let lb = lab.start(|options| options.policy.reject = true);
-    lab.wait_ready(true);
+    let (lab, lb) = serving("reject", 1, |options| options.policy.reject = true);
     for vip in [VIP4, VIP6] {
         let work = move || {
             let to = SocketAddr::new(vip, 4999);
