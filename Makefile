@@ -13,7 +13,7 @@ export MARTLET_LAB_BIN ?= $(LAB)/martlet-lab
 # Labs against real peers, a file a topic.
 LAB_TESTS := demo lab lb bfd bfd_clients bgp_live interop fields teach weakness resilience topology docs sim
 
-.PHONY: help setup setup-unit build demo test test-unit lint lab-tests lab containerlab images lab-images interop cluster sim sim-mutants test-all bench fuzz soak deny clean
+.PHONY: help setup setup-unit build demo test test-unit lint lab-tests lab containerlab images images-check lab-images interop cluster sim sim-mutants test-all bench fuzz soak deny clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ demo: setup build ## the main job on real input: FRR gateway, router, lb, applic
 
 test: setup lint test-unit lab-tests sim cluster ## everything that proves correctness within its time; what CI calls
 
-test-all: test interop sim-mutants ## the same, and what does not fit its time: full interop, planted bugs
+test-all: test interop sim-mutants images-check ## the same, and what does not fit its time: full interop, planted bugs, the image
 
 test-unit: setup-unit ## what needs no peer and no lab
 	@$(CARGO) test --locked --workspace --exclude martlet-lab
@@ -57,6 +57,9 @@ containerlab: ## the topologies with the real containerlab: deploy, check, destr
 images: ## the product's image and its SBOM, without a base image -> target/images
 	@deploy/images/build
 
+images-check: images lab-images ## what holds of the image: size, rights, SBOM, and the demo's steps in containers (root)
+	@deploy/images/check
+
 lab-images: ## the image of the labs' peers, from Debian packages, in the Docker engine
 	@deploy/images/lab
 
@@ -72,7 +75,7 @@ sim: setup-unit build ## deterministic simulation [SEEDS=2000; 0: until stopped]
 sim-mutants: setup-unit build ## planted bugs: is each one found? -> docs/simulation.md
 	@$(LAB)/martlet-sim mutants
 
-bench: setup build ## figures, beside the peers in the same run [ONLY=router] [QUICK=1]
+bench: setup build ## figures, beside the peers in the same run -> docs/benchmarks.md [ONLY=router] [QUICK=1]
 	@$(LAB)/martlet-lab bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
 
 fuzz: setup-unit ## hostile octets and objects, guided by coverage [TIME=60 seconds each; 0: until stopped] [TARGET=bgp]

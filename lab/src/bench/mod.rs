@@ -1,20 +1,22 @@
-//! Benchmarks: what is measured, the table that is printed, and `target/bench.json`.
+//! Benchmarks: what is measured, the table that is printed, the file of results and the page made of it.
 //!
-//! A row is replaced by its name, all others are kept: parts can be measured one at a time.
+//! The rows of a part are replaced, all others are kept: parts can be measured one at a time.
 
 mod bfd;
 mod bgp;
 mod cluster;
 pub mod lb;
+mod page;
 mod plot;
 mod report;
 mod router;
 mod sim;
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::demo::topology;
 use crate::preflight;
@@ -26,20 +28,21 @@ pub struct Options {
     /// Only these parts, with commas between them.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Fewer runs.
+    /// Fewer runs, and docs/ is left alone.
     #[arg(long)]
     pub quick: bool,
-    /// The file of results.
-    #[arg(long, default_value_os_t = topology::workspace().join("target/bench.json"))]
-    pub output: PathBuf,
+    /// The file of results: docs/benchmarks.json, from which docs/benchmarks.md is made; target/bench.json if quick.
+    #[arg(long)]
+    pub output: Option<PathBuf>,
 }
 
 type Part = fn(&Options) -> Result<Vec<Row>>;
 
 /// The parts that exist.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("router", router::measure),
     ("bgp", bgp::measure),
+    ("recovery", bgp::recovery::measure),
     ("bfd", bfd::measure),
     ("lb", lb::measure),
     ("cluster", cluster::measure),
@@ -65,7 +68,15 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     print!("{}", report::table(&rows));
-    merge(&options.output, &rows)?;
-    println!("written to {} after {:.0} s", options.output.display(), start.elapsed().as_secs_f64());
+    let docs = topology::workspace().join("docs");
+    let usual =
+        if options.quick { topology::workspace().join("target/bench.json") } else { docs.join("benchmarks.json") };
+    let output = options.output.as_ref().unwrap_or(&usual);
+    let all = merge(output, &rows)?;
+    if !options.quick && *output == usual {
+        let page = docs.join("benchmarks.md");
+        fs::write(&page, page::page(&all)).with_context(|| format!("write {}", page.display()))?;
+    }
+    println!("written to {} after {:.0} s", output.display(), start.elapsed().as_secs_f64());
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Rows of results: medians, the machine that they were measured on, the file, the table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -96,27 +96,25 @@ pub fn median(runs: &[f64]) -> f64 {
     }
 }
 
-/// Puts the rows into the file: a row of the same name is replaced, all others are kept.
+/// Puts the rows into the file, in the place of all rows of the same parts (what stands before `: `), and gives all that it holds now.
 ///
 /// # Errors
 /// The file is there but not what we write, or cannot be written.
-pub fn merge(path: &Path, rows: &[Row]) -> Result<()> {
-    let mut all: Vec<serde_json::Value> = match fs::read(path) {
+pub fn merge(path: &Path, rows: &[Row]) -> Result<Vec<Row>> {
+    let part = |row: &Row| row.name.split(": ").next().unwrap_or_default().to_owned();
+    let mut all: Vec<Row> = match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} holds no rows", path.display()))?,
         Err(_) => Vec::new(),
     };
-    for row in rows {
-        let value = serde_json::to_value(row)?;
-        match all.iter_mut().find(|old| old.get("name").is_some_and(|name| *name == row.name)) {
-            Some(old) => *old = value,
-            None => all.push(value),
-        }
-    }
+    let measured: BTreeSet<_> = rows.iter().map(part).collect();
+    all.retain(|row| !measured.contains(&part(row)));
+    all.extend(rows.iter().cloned());
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
     let text = serde_json::to_string_pretty(&all)? + "\n";
-    fs::write(path, text).with_context(|| format!("write {}", path.display()))
+    fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    Ok(all)
 }
 
 /// The rows as a table.
@@ -125,11 +123,24 @@ pub fn table(rows: &[Row]) -> String {
     lines.extend(rows.iter().map(|row| {
         let least = row.runs.iter().copied().fold(f64::INFINITY, f64::min);
         let most = row.runs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let value = format!("{:.1} {}", row.martlet, row.unit);
+        let value = format!("{} {}", figure(row.martlet), row.unit);
         let holds = if row.holds { "yes" } else { "NO" };
-        format!("{:<44} {value:>10} {least:>8.1} {most:>8.1}  {:<12} {holds}", row.name, row.goal)
+        let peers: String =
+            row.peers.iter().flat_map(|(name, value)| ["  ", name, " ", &figure(*value)].map(str::to_owned)).collect();
+        let (least, most) = (figure(least), figure(most));
+        format!("{:<44} {value:>10} {least:>8} {most:>8}  {:<12} {holds:<3}{peers}", row.name, row.goal)
     }));
     lines.join("\n") + "\n"
+}
+
+/// About three digits.
+pub fn figure(value: f64) -> String {
+    let digits = match value.abs() {
+        small if small < 1.0 => 3,
+        some if some < 10.0 => 2,
+        _ => 1,
+    };
+    format!("{value:.digits$}")
 }
 
 #[cfg(test)]
@@ -144,15 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_replaced_by_its_name_and_others_are_kept() {
+    fn a_part_is_replaced_whole_and_others_are_kept() {
         let path = std::env::temp_dir().join(format!("martlet-bench-test-{}.json", std::process::id()));
-        let (one, two) = (Row::below("one", "ms", 10.0, vec![1.0]), Row::below("two", "ms", 10.0, vec![20.0]));
-        merge(&path, &[one, two.clone()]).unwrap();
-        let again = Row::below("one", "ms", 10.0, vec![5.0]);
-        merge(&path, std::slice::from_ref(&again)).unwrap();
-        let rows: Vec<Row> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        assert_eq!(rows, [again, two]);
-        assert!(rows[0].holds && !rows[1].holds);
+        let row = |name: &str, value: f64| Row::below(name, "ms", 10.0, vec![value]);
+        merge(&path, &[row("one: a", 1.0), row("one: b", 1.0), row("two: a", 20.0)]).unwrap();
+        let all = merge(&path, &[row("one: a", 5.0)]).unwrap();
+        assert_eq!(all, [row("two: a", 20.0), row("one: a", 5.0)]);
+        assert_eq!(serde_json::from_slice::<Vec<Row>>(&fs::read(&path).unwrap()).unwrap(), all);
+        assert!(!all[0].holds && all[1].holds);
         fs::remove_file(path).unwrap();
     }
 

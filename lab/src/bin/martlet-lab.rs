@@ -21,7 +21,7 @@ enum Command {
     App(app::Options),
     /// BFD sessions without a router (started by labs).
     Bfd(bfd::Arguments),
-    /// Measures, beside others where there are any; writes target/bench.json.
+    /// Measures, beside others where there are any; writes docs/benchmarks.md.
     Bench(bench::Options),
     /// The speaker against other speakers, as those report it; writes docs/interop.md.
     Interop(interop::Options),
