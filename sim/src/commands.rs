@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -43,6 +43,9 @@ enum Verb {
         /// List everything that was seen.
         #[arg(long)]
         seen: bool,
+        /// Seconds of the wall clock that one seed may take: what has not ended by then does not end.
+        #[arg(long, default_value_t = 300)]
+        patience: u64,
     },
     /// Tell the story of one seed, or of a scenario file.
     Replay {
@@ -125,7 +128,9 @@ impl Command {
     /// Does it; true: no promise was broken.
     pub fn perform(self) -> Result<bool> {
         match self.verb {
-            Verb::Run { seeds, from, jobs, first, seen } => Ok(run(seeds, from, jobs.max(1), first, seen)),
+            Verb::Run { seeds, from, jobs, first, seen, patience } => {
+                Ok(run(seeds, from, jobs.max(1), first, seen, Duration::from_secs(patience)))
+            }
             Verb::Replay { what, how } => replay(&what, &how),
             Verb::Shrink { what } => shrink(&what),
             Verb::Script { seed } => {
@@ -211,20 +216,47 @@ fn interrupted() -> Arc<AtomicBool> {
     flag
 }
 
-fn run(seeds: u64, from: u64, jobs: u64, first: bool, list_all: bool) -> bool {
+/// What each job plays, since when; nothing: it is through.
+type Playing = Mutex<BTreeMap<u64, (u64, Instant)>>;
+
+/// Ends the process when a seed does not end: a core that loops inside one step is heard of no other way.
+fn watch(playing: &Playing, patience: Duration) {
+    loop {
+        std::thread::sleep(Duration::from_millis(50));
+        let jobs = playing.lock().unwrap_or_else(PoisonError::into_inner);
+        if jobs.is_empty() {
+            return;
+        }
+        if let Some((seed, _)) = jobs.values().find(|(_, since)| since.elapsed() > patience) {
+            println!("seed {seed}: BROKEN endless: the seed has not ended for {} s", patience.as_secs());
+            println!("failing seeds: {seed}");
+            std::process::exit(1);
+        }
+    }
+}
+
+fn run(seeds: u64, from: u64, jobs: u64, first: bool, list_all: bool, patience: Duration) -> bool {
     let started = Instant::now();
     let next = AtomicU64::new(from);
     let end = if seeds == 0 { u64::MAX } else { from.saturating_add(seeds) };
     let sum = Mutex::new(Sum::default());
     let stop = interrupted();
+    let playing: Playing = Mutex::new((0..jobs).map(|job| (job, (from, Instant::now()))).collect());
     std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
+        scope.spawn(|| watch(&playing, patience));
+        for job in 0..jobs {
+            let (next, sum, stop, playing) = (&next, &sum, &stop, &playing);
+            scope.spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end || stop.load(Ordering::Relaxed) {
+                    let is_over = seed >= end || stop.load(Ordering::Relaxed);
+                    let mut jobs = playing.lock().unwrap_or_else(PoisonError::into_inner);
+                    if is_over {
+                        jobs.remove(&job);
                         return;
                     }
+                    jobs.insert(job, (seed, Instant::now()));
+                    drop(jobs);
                     let outcome = play::play(&Script::draw(seed), Log::none(), None);
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                     if first && outcome.failure.is_some() {

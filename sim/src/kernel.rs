@@ -63,7 +63,7 @@ impl Kernel {
 
     /// What a dump shows.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { links: self.links.clone(), objects: self.objects().cloned().collect() }
+        Snapshot { links: self.links.clone(), objects: self.objects().cloned().collect(), ..Snapshot::default() }
     }
 
     /// The objects are about to change: what was derived from them is out of date.

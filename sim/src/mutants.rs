@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
@@ -25,6 +26,8 @@ pub fn planted(number: u32) -> bool {
 ";
 /// Seconds that the search for one bug may take.
 const PATIENCE_S: u32 = 90;
+/// ..and that one seed may take: a bug may be an endless loop as well.
+const SEED_S: u32 = 15;
 
 /// A replaced text.
 #[derive(Clone, Debug, Deserialize)]
@@ -78,12 +81,14 @@ pub fn run(only: &str, seeds: u64) -> Result<bool> {
     let mutants = plant(&tree)?;
     println!("{} bugs are planted in {}", mutants.len(), tree.display());
     build(&tree, &scratch)?;
+    let built = Instant::now();
     let sound = play(&scratch, 0, 100)?;
     ensure!(sound.is_none(), "while no planted bug is played a promise is broken already: {sound:?}");
     let mut fates = Vec::new();
     for (number, name, file) in mutants.into_iter().filter(|(_, name, _)| name.contains(only)) {
         let caught = play(&scratch, number, seeds)?.map(|(seed, why)| {
-            let left = shrink(&scratch, number, &seed);
+            let endless = why.starts_with("endless");
+            let left = if endless { "not shrunk".into() } else { shrink(&scratch, number, &seed) };
             (seed, why, left)
         });
         match &caught {
@@ -92,12 +97,15 @@ pub fn run(only: &str, seeds: u64) -> Result<bool> {
         }
         fates.push(Fate { name, file, caught });
     }
-    if only.is_empty() {
-        write_table(&root.join("docs/simulation.md"), &fates)?;
-    }
     let caught = fates.iter().filter(|fate| fate.caught.is_some()).count();
-    println!("{caught} of {} planted bugs were caught", fates.len());
-    Ok(caught == fates.len())
+    let minutes = built.elapsed().as_secs_f64() / 60.0;
+    let all = fates.len();
+    let sum = format!("{caught} of {all} planted bugs were caught, in {minutes:.1} minutes after the build");
+    println!("{sum}");
+    if only.is_empty() {
+        write_table(&root.join("docs/simulation.md"), &fates, &sum)?;
+    }
+    Ok(caught == all)
 }
 
 /// Puts all bugs into the copy: their numbers, names and files.
@@ -145,7 +153,7 @@ fn build(tree: &Path, scratch: &Path) -> Result<()> {
     shell(&mut command).map(drop)
 }
 
-/// A command of the copy while a bug is played. A bug may be an endless loop as well.
+/// A command of the copy while a bug is played.
 fn command(scratch: &Path, number: u32, seconds: u32) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after", "10"]).arg(seconds.to_string()).arg(scratch.join("build/debug/martlet-sim"));
@@ -158,7 +166,8 @@ fn play(scratch: &Path, number: u32, seeds: u64) -> Result<Option<(String, Strin
     let seeds = seeds.to_string();
     let jobs = std::thread::available_parallelism().map_or(1, usize::from).to_string();
     let mut command = command(scratch, number, PATIENCE_S);
-    let output = command.args(["run", "--first", "--jobs", &jobs, "--seeds", &seeds]).output()?;
+    command.args(["run", "--first", "--jobs", &jobs, "--seeds", &seeds, "--patience", &SEED_S.to_string()]);
+    let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let broken = text.lines().filter_map(|line| line.strip_prefix("seed ")?.split_once(": BROKEN "));
     // Whichever was first in time: the least of them is the same each time.
@@ -179,7 +188,7 @@ fn shrink(scratch: &Path, number: u32, seed: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix("# left: ")).unwrap_or("not shrunk").to_owned()
 }
 
-fn write_table(file: &Path, fates: &[Fate]) -> Result<()> {
+fn write_table(file: &Path, fates: &[Fate], sum: &str) -> Result<()> {
     let mut table = format!(
         "{BEGIN}| planted bug | where | caught by seed | broken promise | shrunk to |\n|---|---|---|---|---|\n"
     );
@@ -193,6 +202,7 @@ fn write_table(file: &Path, fates: &[Fate]) -> Result<()> {
         };
         writeln!(table, "| {name} | `{}` | {seed} | {why} | {left} |", fate.file)?;
     }
+    writeln!(table, "\n{sum}.")?;
     table.push_str(END);
     let text = std::fs::read_to_string(file)?;
     let (head, rest) = text.split_once(BEGIN).context("docs/simulation.md has no place for the table")?;
