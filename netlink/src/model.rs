@@ -149,4 +149,7 @@ pub struct Snapshot {
     pub links: BTreeMap<u32, Link>,
     /// The owner's routes and rules (see [`Owner`]).
     pub objects: BTreeSet<Object>,
+    /// Where the main table leads, whoever owns it: the first next hop of each route, of several the one with the lowest
+    /// metric.
+    pub main: BTreeMap<IpNet, NextHop>,
 }

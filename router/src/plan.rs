@@ -105,12 +105,27 @@ impl fmt::Display for Unresolved {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links {
     by_name: BTreeMap<Arc<str>, Link>,
+    /// Where the main table leads beyond them.
+    main: BTreeMap<IpNet, NextHop>,
 }
 
 impl Links {
-    /// The links of a snapshot.
+    /// The links of a snapshot, and nothing beyond them.
     pub fn new(links: &BTreeMap<u32, Link>) -> Self {
-        Self { by_name: links.values().map(|link| (link.name.clone(), link.clone())).collect() }
+        let by_name = links.values().map(|link| (link.name.clone(), link.clone())).collect();
+        Self { by_name, main: BTreeMap::new() }
+    }
+
+    /// The same links; beyond them the main table leads there.
+    #[must_use]
+    pub fn beyond(self, main: &BTreeMap<IpNet, NextHop>) -> Self {
+        Self { main: main.clone(), ..self }
+    }
+
+    /// The same links with what lies beyond those of `other`.
+    #[must_use]
+    pub fn beyond_as(self, other: &Self) -> Self {
+        self.beyond(&other.main)
     }
 
     /// The link called `name`.
@@ -132,7 +147,8 @@ impl Links {
         self.by_name.values()
     }
 
-    /// The way to `hop` over `interface`, or, where the neighbour is `multihop`, over any link whose network it is in.
+    /// The way to `hop` over `interface`, or, where the neighbour is `multihop`, over any link whose network it is in, else
+    /// as the main table leads to it. A default route over another interface is no way: it may lead into the primary network.
     ///
     /// # Errors
     /// Why there is no way.
@@ -153,14 +169,33 @@ impl Links {
         }
         let link = match self.live(interface) {
             Ok(link) if on_link(link, hop) => link,
-            Ok(_) if multihop => self
-                .iter()
-                .find(|link| link.up && link.carrier && on_link(link, hop))
-                .ok_or_else(|| Unresolved::OffLink(hop, interface.clone()))?,
+            Ok(own) if multihop => match self.iter().find(|link| link.up && link.carrier && on_link(link, hop)) {
+                Some(link) => link,
+                None => {
+                    let way =
+                        self.recursive(hop, own.index).ok_or_else(|| Unresolved::OffLink(hop, interface.clone()))?;
+                    return Ok(NextHop { weight: weight.clamp(1, 256), ..way });
+                }
+            },
             Ok(_) => return Err(Unresolved::OffLink(hop, interface.clone())),
             Err(error) => return Err(error),
         };
         Ok(NextHop { gateway: Some(hop), interface: Some(link.index), weight: weight.clamp(1, 256), onlink: false })
+    }
+}
+
+impl Links {
+    /// How the main table leads to `hop`: by the longest prefix, over a link that carries packets.
+    fn recursive(&self, hop: IpAddr, own: u32) -> Option<NextHop> {
+        let matching = self.main.iter().filter(|(prefix, _)| prefix.contains(&hop));
+        let (prefix, way) = matching.max_by_key(|(prefix, _)| prefix.prefix_len())?;
+        let link = self.iter().find(|link| Some(link.index) == way.interface && link.up && link.carrier)?;
+        if prefix.prefix_len() == 0 && link.index != own {
+            return None;
+        }
+        // Without a gateway everything there is a neighbour on the link, although no address says so.
+        let (gateway, onlink) = way.gateway.map_or((hop, true), |gateway| (gateway, way.onlink));
+        Some(NextHop { gateway: Some(gateway), interface: Some(link.index), weight: 1, onlink })
     }
 }
 
@@ -347,6 +382,34 @@ mod tests {
         let down = links(false);
         let ways = Ways { links: &down, ..ways };
         assert_eq!(learned(prefix, &[path("a", "10.0.0.2")], &ways), None);
+    }
+
+    #[test]
+    fn a_next_hop_far_away_is_reached_as_the_main_table_leads_but_not_by_another_default_route() {
+        let via = |gateway: Option<&str>, interface| NextHop {
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            interface: Some(interface),
+            weight: 1,
+            onlink: false,
+        };
+        let name: Arc<str> = "eth0".into();
+        let main: BTreeMap<IpNet, NextHop> = [
+            ("10.9.0.0/16".parse().unwrap(), via(Some("10.0.0.8"), 7)),
+            ("10.9.1.0/24".parse().unwrap(), via(Some("10.0.0.9"), 7)),
+            ("10.8.0.0/16".parse().unwrap(), via(None, 7)),
+            ("0.0.0.0/0".parse().unwrap(), via(Some("10.244.0.1"), 2)),
+        ]
+        .into();
+        let links = links(true).beyond(&main);
+        let way = |hop: &str, multihop| {
+            let hop = links.resolve(hop.parse().unwrap(), &name, multihop, 1).ok()?;
+            Some((hop.gateway.unwrap().to_string(), hop.onlink))
+        };
+        assert_eq!(way("10.9.1.1", true), Some(("10.0.0.9".into(), false)));
+        assert_eq!(way("10.9.2.1", true), Some(("10.0.0.8".into(), false)));
+        assert_eq!(way("10.8.0.1", true), Some(("10.8.0.1".into(), true)));
+        assert_eq!(way("10.9.1.1", false), None, "a neighbour on the link has its next hops there");
+        assert_eq!(way("10.7.0.1", true), None, "the primary network is not a way out");
     }
 
     #[test]

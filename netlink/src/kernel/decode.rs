@@ -23,9 +23,14 @@ pub(super) enum Seen {
     Ours(Object),
     /// Lies in its tables, but is another's (or none that we can express).
     Foreign(Key),
+    /// In the main table, with its metric and its first next hop.
+    Main(IpNet, u32, NextHop),
     /// None of its business.
     Elsewhere,
 }
+
+/// `RT_TABLE_MAIN`.
+const MAIN: u32 = 254;
 
 /// What a route is to `owner`.
 pub(super) fn route(owner: &Owner, message: &RouteMessage) -> Seen {
@@ -41,7 +46,8 @@ pub(super) fn route(owner: &Owner, message: &RouteMessage) -> Seen {
             _ => {}
         }
     }
-    if !owner.tables.iter().any(|tables| tables.contains(&table)) || header.flags.contains(RouteFlags::Cloned) {
+    let is_owned = owner.tables.iter().any(|tables| tables.contains(&table));
+    if !is_owned && table != MAIN || header.flags.contains(RouteFlags::Cloned) {
         return Seen::Elsewhere;
     }
     let unspecified = match header.address_family {
@@ -52,6 +58,14 @@ pub(super) fn route(owner: &Owner, message: &RouteMessage) -> Seen {
     let Ok(prefix) = IpNet::new(destination.unwrap_or(unspecified), header.destination_prefix_length) else {
         return Seen::Elsewhere;
     };
+    if !is_owned {
+        return match kind(message) {
+            Some(RouteKind::Unicast(hops)) => {
+                hops.into_iter().next().map_or(Seen::Elsewhere, |hop| Seen::Main(prefix, metric, hop))
+            }
+            _ => Seen::Elsewhere,
+        };
+    }
     let ours = u8::from(header.protocol) == owner.protocol && header.tos == 0 && header.source_prefix_length == 0;
     match kind(message).filter(|_| ours) {
         Some(kind) => Seen::Ours(Route { table, prefix, metric, kind }.into()),

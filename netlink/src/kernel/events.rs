@@ -16,7 +16,7 @@ const OBJECTS_MAX: usize = 1024;
 /// A hint that the kernel changed by another's hand; our own changes make none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// An interface or an address came, went or changed. When a link goes down its IPv4 routes vanish without a word
+    /// An interface, an address or a route of the main table came, went or changed. When a link goes down its IPv4 routes vanish without a word
     /// of their own: take a snapshot, do not trust what you remember.
     LinksChanged,
     /// Somebody touched our objects, or routes in our tables.

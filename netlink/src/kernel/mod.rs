@@ -98,16 +98,23 @@ impl Kernel {
         let links = self.links().await?;
         let mut objects = self.rules().await?;
         let mut foreign = BTreeSet::new();
+        let mut main: BTreeMap<_, (u32, _)> = BTreeMap::new();
         for family in Family::ALL {
             let routes = self.dump.routes(family, |route| match decode::route(&self.owner, route) {
                 Seen::Ours(object) => drop(objects.insert(object)),
                 Seen::Foreign(key) => drop(foreign.insert(key)),
+                Seen::Main(prefix, metric, hop) => {
+                    if main.get(&prefix).is_none_or(|(known, _)| metric < *known) {
+                        main.insert(prefix, (metric, hop));
+                    }
+                }
                 Seen::Elsewhere => {}
             });
             routes.await.map_err(Error::io("the kernel's routes cannot be read"))?;
         }
         self.wire.learn_foreign(foreign);
-        Ok(Snapshot { links, objects })
+        let main = main.into_iter().map(|(prefix, (_, hop))| (prefix, hop)).collect();
+        Ok(Snapshot { links, objects, main })
     }
 
     /// All links with their addresses: soon told, however large the tables are.

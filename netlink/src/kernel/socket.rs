@@ -192,7 +192,7 @@ impl Wire {
         match message {
             RouteNetlinkMessage::NewRoute(route) => {
                 let replaced = flags & NLM_F_REPLACE != 0;
-                if replaced && decode::route(&self.owner, route) != Seen::Elsewhere {
+                if replaced && matches!(decode::route(&self.owner, route), Seen::Ours(_) | Seen::Foreign(_)) {
                     // The kernel does not say what is gone, and it may have been ours.
                     self.hints.overrun();
                 }
@@ -222,6 +222,8 @@ impl Wire {
                 state.foreign.insert(key);
                 self.hints.foreign();
             }
+            // Where the links lead.
+            Seen::Main(..) => self.hints.links(),
             Seen::Elsewhere => {}
         }
     }

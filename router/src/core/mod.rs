@@ -164,7 +164,7 @@ impl Router {
             Input::Lb(lb) => self.on_lb(lb),
             Input::Bfd(sessions) => self.on_bfd(now, sessions),
             Input::Kernel(snapshot) => self.on_kernel(now, snapshot),
-            Input::Links(links) => self.on_links(now, Links::new(links)),
+            Input::Links(links) => self.on_links(now, Links::new(links).beyond_as(&self.links)),
             Input::KernelChanged { removed, appeared } => self.on_kernel_changed(now, removed, appeared),
             Input::Applied(failures) => self.on_applied(now, failures),
             Input::Connected(id, local, remote) => self.on_connected(now, id, local, remote),
@@ -392,7 +392,7 @@ impl Router {
     }
 
     fn on_kernel(&mut self, now: Instant, snapshot: &Snapshot) {
-        let links = Links::new(&snapshot.links);
+        let links = Links::new(&snapshot.links).beyond(&snapshot.main);
         let first = !self.mirror.is_dumped();
         let adopted = self.mirror.dumped(&snapshot.objects);
         if first {

@@ -113,7 +113,7 @@ impl Stage {
     }
 
     fn dump(&mut self, millis: u64) {
-        let snapshot = Snapshot { links: self.links.clone(), objects: self.kernel.clone() };
+        let snapshot = Snapshot { links: self.links.clone(), objects: self.kernel.clone(), ..Snapshot::default() };
         self.handle(millis, &Input::Kernel(&snapshot));
     }
 
@@ -319,7 +319,7 @@ fn listeners_follow_their_interface() {
 #[test]
 fn a_kernel_that_refuses_is_asked_again_and_dumped() {
     let mut router = Router::new(config());
-    let snapshot = Snapshot { links: [(7, link(true))].into(), objects: BTreeSet::new() };
+    let snapshot = Snapshot { links: [(7, link(true))].into(), objects: BTreeSet::new(), ..Snapshot::default() };
     router.handle(at(0), Input::Kernel(&snapshot));
     router.handle(at(0), Input::Intent(&intent(&[], &["20.0.0.1/32"])));
     let mut outputs = std::iter::from_fn(|| router.poll());
@@ -464,7 +464,8 @@ fn a_vip_that_is_deleted_while_the_router_leaves_is_withdrawn_at_once() {
 #[test]
 fn adoption_ends_in_time_although_the_kernel_is_busy() {
     let mut router = Router::new(config());
-    let snapshot = Snapshot { links: [(7, link(true))].into(), objects: [default_via("10.0.0.2")].into() };
+    let snapshot =
+        Snapshot { links: [(7, link(true))].into(), objects: [default_via("10.0.0.2")].into(), ..Snapshot::default() };
     router.handle(at(0), Input::Kernel(&snapshot));
     router.handle(at(0), Input::Intent(&intent(&[], &["20.0.0.1/32"])));
     let applies = |router: &mut Router| {

@@ -182,7 +182,7 @@ impl Kernel for SimKernel {
 
     fn dump(&mut self) {
         let (links, objects) = (self.0.links.borrow().clone(), self.objects());
-        self.tell(News::Snapshot(Snapshot { links, objects }));
+        self.tell(News::Snapshot(Snapshot { links, objects, ..Snapshot::default() }));
     }
 
     async fn next(&mut self) -> News {
