@@ -109,6 +109,7 @@ fn frr_every_kind_of_session_comes_up_goes_down_for_the_right_reason_and_comes_b
     ours.wait_up(&names).unwrap();
     settle(&mut ours, &names);
     parameters_change(&mut ours, &wishes);
+    ports_are_those_of_the_rfcs(&ours);
 
     // The other end changes its parameters too.
     let since = Endpoint::now_us();
@@ -137,6 +138,17 @@ fn frr_every_kind_of_session_comes_up_goes_down_for_the_right_reason_and_comes_b
     cuts_and_silence(&mut ours, &stage, &wishes, &frr.daemons[BFDD], "FRR");
     ours.process.signal(Signal::Term).unwrap();
     frr_hears(&frr, "administratively down");
+}
+
+/// One hop: to 3784; several: to 4784; from 49152 on (RFC 5881 section 4, RFC 5883 section 5), one port a family and place.
+fn ports_are_those_of_the_rfcs(ours: &Endpoint) {
+    for table in ["udp", "udp6"] {
+        let table = std::fs::read_to_string(format!("/proc/{}/net/{table}", ours.process.pid())).unwrap();
+        let local = |line: &str| line.split_whitespace().nth(1)?.rsplit(':').next().map(str::to_owned);
+        let ports = table.lines().skip(1).filter_map(local).map(|port| u16::from_str_radix(&port, 16).unwrap());
+        let (from, to): (Vec<u16>, Vec<u16>) = ports.partition(|port| *port >= 49152);
+        assert!(from.len() == 2 && to.len() == 2 && to.contains(&3784) && to.contains(&4784), "{from:?} {to:?}");
+    }
 }
 
 /// Waits until FRR says of every session that it is down, and that we gave this diagnostic.
@@ -172,6 +184,21 @@ fn bird_every_kind_of_session_comes_up_goes_down_for_the_right_reason_and_comes_
     ours.set(&wishes).unwrap();
     ours.wait_up(&names).unwrap();
     bird_says(&bird, "Up", wishes.len());
+    settle(&mut ours, &names);
+
+    // The other end changes its parameters too.
+    let since = Endpoint::now_us();
+    for (interval_ms, multiplier, detection_ms) in [(600, 4, 2400), (300, 5, 1500)] {
+        bird.configure(&bird_config(&stage, interval_ms, multiplier, "")).unwrap();
+        ours.wait_negotiated(&names, interval_ms, detection_ms).unwrap();
+    }
+    assert_eq!(ours.downs(since).unwrap(), 0, "their change of parameters is no flap");
+    // BIRD 2 has no AdminDown of its own: it falls silent.
+    let since = Endpoint::now_us();
+    bird.enable(false).unwrap();
+    all_down(&mut ours, &wishes, since, "BIRD disabled", "DetectionTimeExpired");
+    bird.enable(true).unwrap();
+    ours.wait_up(&names).unwrap();
     settle(&mut ours, &names);
     cuts_and_silence(&mut ours, &stage, &wishes, &bird.process, "BIRD");
 }
@@ -279,6 +306,45 @@ fn echo_packets_supervise_a_neighbour_with_bfd_and_one_without() {
     cut_and_mend(&mut both, &stage, &echoing, "FRR echoes, path cut");
 }
 
+#[test]
+fn frr_supervises_us_by_echo_packets_that_our_kernel_sends_back() {
+    let lab = lab();
+    let stage = Stage::build(&lab).unwrap();
+    let forward = |on| stage.ours.sysctl("net.ipv4.conf.all.forwarding", on).unwrap();
+    for interface in ["all", "eth0"] {
+        stage.ours.sysctl(&format!("net.ipv4.conf.{interface}.send_redirects"), "0").unwrap();
+    }
+    forward("1");
+    // Their control packets may be missing for 15 s: what goes down sooner goes down by its echoes.
+    let extra = "  echo-mode\n  echo transmit-interval 100\n";
+    let frr = frr(&lab, &stage, &frr_config(&stage, &[Kind::Ipv4], 300, 5, extra));
+    let wish = stage.wish(Kind::Ipv4);
+    let refusing = std::slice::from_ref(&wish);
+    let mut ours = start(&lab, &stage, "echoed", refusing, &[]);
+    ours.wait_up(&["ipv4"]).unwrap();
+    let came_back = || {
+        let said = frr.show("show bfd peers counters json").unwrap();
+        said[0]["echo-packet-input"].as_u64().unwrap_or_else(|| panic!("no counter in {said}"))
+    };
+    settle(&mut ours, &["ipv4"]);
+    assert_eq!(came_back(), 0, "not while we do not allow it");
+    let since = Endpoint::now_us();
+    ours.set(&[Wish { echo_rx_ms: Some(100), multiplier: 50, ..wish.clone() }]).unwrap();
+    until("FRR's echoes to come back", LIMIT, || {
+        let back = came_back();
+        Ok(if back >= 30 { Seen::Yes(()) } else { Seen::not_yet(format!("{back}")) })
+    })
+    .unwrap();
+    assert_eq!(ours.downs(since).unwrap(), 0);
+    let since = Endpoint::now_us();
+    forward("0");
+    let (at_us, why) = ours.wait_change("ipv4", since, "Down").unwrap();
+    assert_eq!(why, "NeighborSignaledDown", "FRR heard our control packets, but no echo");
+    println!("  FRR echoes by way of us: told Down {} ms after our kernel stopped to forward", (at_us - since) / 1000);
+    forward("1");
+    ours.wait_up(&["ipv4"]).unwrap();
+}
+
 fn cut_and_mend(ours: &mut Endpoint, stage: &Stage, wishes: &[Wish], how: &str) {
     let names = names(wishes);
     ours.wait_up(&names).unwrap();
@@ -360,6 +426,23 @@ fn our_own_standstill_is_not_taken_for_the_silence_of_the_other_end() {
     stand_still(&ours, 4000);
     let (_, why) = ours.wait_change("ipv4", since, "Down").unwrap();
     assert_eq!(why, "NeighborSignaledDown");
+    ours.wait_up(&["ipv4"]).unwrap();
+}
+
+#[test]
+fn without_the_stall_guard_a_standstill_counts_as_silence() {
+    let lab = lab();
+    let stage = Stage::build(&lab).unwrap();
+    let _frr = frr(&lab, &stage, &frr_config(&stage, &[Kind::Ipv4], 300, 5, ""));
+    // They wait 30 s for us, we wait 1.5 s for them: with the guard nothing happens (see the test above).
+    let wishes = [Wish { multiplier: 100, ..stage.wish(Kind::Ipv4) }];
+    let mut ours = start(&lab, &stage, "unguarded", &wishes, &["--no-stall-guard"]);
+    ours.wait_up(&["ipv4"]).unwrap();
+    settle(&mut ours, &["ipv4"]);
+    let since = Endpoint::now_us();
+    stand_still(&ours, 3000);
+    let (_, why) = ours.wait_change("ipv4", since, "Down").unwrap();
+    assert_eq!(why, "DetectionTimeExpired");
     ours.wait_up(&["ipv4"]).unwrap();
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use martlet_lab::peer::frr::Frr;
 use martlet_lab::stage::{Stage, VIPS, frr_config, gateway};
 use martlet_lab::wait::{LIMIT, Seen, until};
-use martlet_lab::{Cut, preflight};
+use martlet_lab::{Cut, Signal, preflight};
 use martlet_router::core::{BfdView, Status};
 
 const WITH_BFD: [&str; 2] = ["neighbor POD bfd", "neighbor POD bfd profile lab"];
@@ -127,6 +127,33 @@ fn a_bgp_neighbour_that_is_a_static_next_hop_too_shares_its_session() {
     assert!(is(&refused, "gw", "Established", "Up"));
     let said = stage.ask(&["show", "objects"]).unwrap();
     assert!(said.contains("Conflict") && said.contains("spec.static.bfd.unaffiliated"), "{said}");
+}
+
+#[test]
+fn after_a_standstill_of_twelve_seconds_both_bgp_and_bfd_come_back() {
+    preflight::check().unwrap();
+    let mut stage = Stage::new(2, &[VIPS[0], VIPS[2]]).unwrap();
+    let _frr = [1, 2].map(|number| stage.frr(number, &frr_config(number, number == 2, &WITH_BFD, &[])).unwrap());
+    for (name, number) in [("four", 1), ("six", 2)] {
+        stage.put_router(name, gateway(number, number == 2), &format!("bgp: {{{SUPERVISED}}}}}")).unwrap();
+    }
+    stage.start_router(&[]).unwrap();
+    let both = |status: &Status| ["four", "six"].iter().all(|name| is(status, name, "Established", "Up"));
+    stage.until("both Up", both).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    stage.until("both to stay Up", both).unwrap();
+    let before = ["four", "six"].map(|name| counter(&stage, name, "established"));
+    let router = stage.router.clone().unwrap();
+    router.signal(Signal::Stop).unwrap();
+    // Longer than BFD's detection time and BGP's hold time: FRR has ended both.
+    std::thread::sleep(Duration::from_secs(12));
+    router.signal(Signal::Cont).unwrap();
+    let anew = |status: &Status| both(status) && status.peers.values().all(|peer| peer.since_s < 12);
+    stage.until("both Up again", anew).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    stage.until("both to stay Up", both).unwrap();
+    let after = ["four", "six"].map(|name| counter(&stage, name, "established"));
+    println!("  stood still for 12 s: BGP Established {before:?} times before, {after:?} after; BFD Up");
 }
 
 #[test]

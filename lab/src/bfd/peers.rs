@@ -4,6 +4,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -62,6 +63,7 @@ pub struct Bird {
     pub process: Process,
     namespace: Namespace,
     control: String,
+    file: PathBuf,
 }
 
 impl Bird {
@@ -81,7 +83,26 @@ impl Bird {
             }
             Ok(if control.exists() { Seen::Yes(()) } else { Seen::not_yet(process.tail(1)) })
         })?;
-        Ok(Self { process, namespace: namespace.clone(), control: control.to_string_lossy().into_owned() })
+        Ok(Self { process, namespace: namespace.clone(), control: control.to_string_lossy().into_owned(), file })
+    }
+
+    /// Gives it another configuration while it runs.
+    ///
+    /// # Errors
+    /// It refuses it.
+    pub fn configure(&self, config: &str) -> Result<()> {
+        fs::write(&self.file, config)?;
+        let said = self.namespace.output("birdc", &["-s", &self.control, "configure"])?;
+        if said.contains("Reconfigured") { Ok(()) } else { bail!("BIRD does not take its configuration: {said}") }
+    }
+
+    /// Switches its BFD off or on.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn enable(&self, on: bool) -> Result<()> {
+        let word = if on { "enable" } else { "disable" };
+        self.namespace.output("birdc", &["-s", &self.control, word, "bfd1"]).map(drop)
     }
 
     /// What it says of its sessions.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -26,7 +28,7 @@ const STATE: &str = "/var/run/frr";
 pub struct Frr {
     namespace: Namespace,
     peer_group: String,
-    /// zebra, bfdd, bgpd.
+    /// zebra, bfdd and, unless it was started for BFD alone, bgpd.
     pub daemons: Vec<Process>,
 }
 
@@ -38,20 +40,49 @@ impl Frr {
     /// # Errors
     /// A daemon does not start, or refuses the configuration.
     pub fn start(lab: &Lab, namespace: &Namespace, config: &Path, bgp_port: u16, peer_group: &str) -> Result<Self> {
+        let port = bgp_port.to_string();
+        let daemons = Self::spawn(lab, namespace, &[("zebra", &[]), ("bfdd", &[]), ("bgpd", &["-p", &port])])?;
+        let frr = Self { namespace: namespace.clone(), peer_group: peer_group.to_owned(), daemons };
+        let said = frr.vtysh(&["-f", &config.to_string_lossy()])?;
+        if let Some(line) = said.lines().find(|line| line.contains('%') || line.contains("rror")) {
+            bail!("FRR does not take {}: {line}", config.display());
+        }
+        Ok(frr)
+    }
+
+    /// Starts zebra and bfdd only, and gives bfdd its configuration in one transaction: line by line, a thousand sessions take
+    /// it more than a minute.
+    ///
+    /// # Errors
+    /// A daemon does not start, or refuses the configuration.
+    pub fn start_bfd(lab: &Lab, namespace: &Namespace, config: &str) -> Result<Self> {
+        let daemons = Self::spawn(lab, namespace, &[("zebra", &[]), ("bfdd", &["--tcli"])])?;
+        let mut terminal = Terminal::open(&Path::new(STATE).join(namespace.name()).join("bfdd.vty"))?;
+        for line in ["enable", "configure terminal"].into_iter().chain(config.lines()) {
+            let said = terminal.say(line)?;
+            if said.contains('%') {
+                bail!("bfdd does not take {line:?}: {said}");
+            }
+        }
+        let said = terminal.say("commit")?;
+        if !said.contains("committed successfully") {
+            bail!("bfdd does not take its configuration: {said}");
+        }
+        Ok(Self { namespace: namespace.clone(), peer_group: String::new(), daemons })
+    }
+
+    fn spawn(lab: &Lab, namespace: &Namespace, wanted: &[(&str, &[&str])]) -> Result<Vec<Process>> {
         let state = Path::new(STATE).join(namespace.name());
         // The sockets of one that was killed look like those of one that listens.
         let _ = fs::remove_dir_all(&state);
         fs::create_dir_all(&state).with_context(|| format!("make {}", state.display()))?;
         let (user, group) = (id_of("/etc/passwd", "frr")?, id_of("/etc/group", "frr")?);
         std::os::unix::fs::chown(&state, Some(user), Some(group))?;
-        let port = bgp_port.to_string();
         let mut daemons = Vec::new();
-        for daemon in ["zebra", "bfdd", "bgpd"] {
+        for (daemon, arguments) in wanted {
             let mut command = Command::new(format!("{DAEMONS}/{daemon}"));
             command.args(["-N", namespace.name(), "-f", "/dev/null", "-A", "127.0.0.1", "-P", "0", "--log", "stdout"]);
-            if daemon == "bgpd" {
-                command.args(["-p", &port]);
-            }
+            command.args(*arguments);
             let process = lab.spawn(&format!("frr-{daemon}"), Some(namespace), command)?;
             let socket = state.join(format!("{daemon}.vty"));
             until(&format!("FRR's {daemon} to listen"), LIMIT, || {
@@ -62,12 +93,7 @@ impl Frr {
             })?;
             daemons.push(process);
         }
-        let frr = Self { namespace: namespace.clone(), peer_group: peer_group.to_owned(), daemons };
-        let said = frr.vtysh(&["-f", &config.to_string_lossy()])?;
-        if let Some(line) = said.lines().find(|line| line.contains('%') || line.contains("rror")) {
-            bail!("FRR does not take {}: {line}", config.display());
-        }
-        Ok(frr)
+        Ok(daemons)
     }
 
     fn vtysh(&self, arguments: &[&str]) -> Result<String> {
@@ -102,6 +128,32 @@ impl Frr {
             bail!("FRR does not take {commands:?}: {said}");
         }
         Ok(())
+    }
+}
+
+/// The socket of a daemon on which vtysh speaks with it: a line that ends with a zero octet, an answer that ends with three and
+/// a status.
+struct Terminal(UnixStream);
+
+impl Terminal {
+    fn open(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        Ok(Self(stream))
+    }
+
+    fn say(&mut self, line: &str) -> Result<String> {
+        self.0.write_all(&[line.as_bytes(), &[0]].concat())?;
+        let (mut answer, mut room) = (Vec::new(), [0; 4096]);
+        loop {
+            if let Some((said, [0, 0, 0, _])) = answer.split_last_chunk::<4>() {
+                return Ok(String::from_utf8_lossy(said).into_owned());
+            }
+            match self.0.read(&mut room).with_context(|| format!("no answer to {line:?}"))? {
+                0 => bail!("the daemon hung up at {line:?}"),
+                read => answer.extend(room.iter().take(read)),
+            }
+        }
     }
 }
 

@@ -38,8 +38,9 @@ impl Who {
 
 /// Measures all of it.
 pub fn measure(options: &Options) -> Result<Vec<Row>> {
+    let began = Instant::now();
     let mut rows = detection::measure(options.quick)?;
-    rows.extend(scale::measure(options.quick)?);
+    rows.extend(scale::measure(options.quick, began)?);
     Ok(rows)
 }
 
