@@ -175,6 +175,12 @@ pub struct BgpExtra {
     pub maximum_prefixes: Option<(u32, u8, Option<Duration>)>,
     /// Restarting role of graceful restart, with its time in seconds.
     pub graceful_restart_s: Option<u16>,
+    /// How long routes are kept as a last resort (RFC 9494).
+    pub long_lived: Option<Duration>,
+    /// Several paths to a prefix are taken (RFC 7911).
+    pub add_path_receive: bool,
+    /// A malformed message ends its family only (RFC 7606).
+    pub disable_family: bool,
     /// The role of RFC 9234, in its words: provider, rs, rs-client, customer, peer.
     pub role: Option<Arc<str>>,
     /// Administratively shut down, with a text.

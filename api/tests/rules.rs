@@ -239,6 +239,10 @@ cases! { GatewayRouter, router(),
     graceful_restart_has_a_time_of_12_bits: "bgp.gracefulRestart",
         good [{"restartTime": "120s"}, {"restartTime": "2m"}, {"restartTime": "4095s"}],
         bad [{"restartTime": "4096s"}, {"restartTime": "0s"}, {"restartTime": "1500ms"}, {}];
+    a_last_resort_lasts_24_bits_of_seconds: "bgp.longLivedStaleTime",
+        good ["1s", "1h", "16777215s"], bad ["0s", "500ms", "16777216s", "x"];
+    several_paths_are_a_switch: "bgp.addPathReceive", good [true, false], bad ["yes", 1];
+    a_family_given_up_is_a_switch: "bgp.disableFamilyOnError", good [true, false], bad ["yes", 1];
     roles_are_those_of_the_rfc: "bgp.role", good ["customer", "rs-client", "peer"], bad ["Customer", "transit"];
     shutdown_has_a_switch: "bgp.shutdown", good [{"switch": true, "message": "see you"}, {"switch": false}], bad [{"message": "x"}];
     ttl_security_excludes_multihop: "bgp",

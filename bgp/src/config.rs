@@ -221,6 +221,12 @@ pub struct NeighborConfig {
     pub route_reflector_client: bool,
     /// Whether the neighbour may tell several paths to a prefix (RFC 7911).
     pub add_path_receive: bool,
+    /// Routes of a neighbour that is away longer than its restart time are kept for the time that it asks for, but no longer
+    /// than this, as a last resort (RFC 9494); `None`: they go.
+    pub long_lived: Option<Duration>,
+    /// Whether a malformed `MP_REACH_NLRI` or `MP_UNREACH_NLRI` ends only its family, not the session, where the session
+    /// carries another one (RFC 7606 section 2: AFI/SAFI disable).
+    pub disable_family: bool,
     /// Administratively shut down, with the text that the neighbour is told (RFC 9003).
     pub shutdown: Option<String>,
 }
@@ -244,6 +250,8 @@ impl NeighborConfig {
             export: Export::default(),
             route_reflector_client: false,
             add_path_receive: false,
+            long_lived: None,
+            disable_family: false,
             shutdown: None,
         }
     }

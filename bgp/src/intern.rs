@@ -37,6 +37,8 @@ pub struct Stored {
     pub origin: Origin,
     /// How far the route may go (RFC 1997): no further than us, or no further than our AS.
     pub scope: Scope,
+    /// Whether its teller has been away for long (RFC 9494, `LLGR_STALE`).
+    pub last_resort: bool,
     /// `LOCAL_PREF`, or what takes its place.
     pub local_pref: u32,
     /// `MULTI_EXIT_DISC`.
@@ -99,6 +101,7 @@ impl Stored {
             client: false,
             origin: Origin::Igp,
             scope: Scope::Anywhere,
+            last_resort: false,
             local_pref: u32::MAX,
             med: 0,
             path_length: 0,
@@ -131,6 +134,10 @@ pub struct Teller {
 pub mod community {
     /// RFC 8326: the route is about to go.
     pub const GRACEFUL_SHUTDOWN: u32 = 0xffff_0000;
+    /// RFC 9494: the route is stale for long.
+    pub const LLGR_STALE: u32 = 0xffff_0006;
+    /// RFC 9494: the route is not to be kept for long.
+    pub const NO_LLGR: u32 = 0xffff_0007;
     /// RFC 1997: not to another AS.
     pub const NO_EXPORT: u32 = 0xffff_ff01;
     /// RFC 1997: to nobody.
@@ -264,6 +271,21 @@ impl Interner {
         id
     }
 
+    /// The same set as a last resort (RFC 9494 section 4.2), with one reference for the caller; `None`: it is not to be kept.
+    pub fn as_last_resort(&mut self, id: AttributesId) -> Option<AttributesId> {
+        let Stored { neighbor, external, client, router_id, next_hop, .. } = *self.get(id);
+        let octets = self.get(id).octets.clone();
+        let (mut known, _) = Attributes::parse(&octets, STORED);
+        let mut communities: std::collections::BTreeSet<u32> = known.communities().collect();
+        if communities.contains(&community::NO_LLGR) {
+            return None;
+        }
+        communities.insert(community::LLGR_STALE);
+        let communities: Vec<u8> = communities.into_iter().flat_map(u32::to_be_bytes).collect();
+        known.communities = &communities;
+        Some(self.intern(&known, next_hop, Teller { neighbor, external, client, router_id }))
+    }
+
     fn insert(
         &mut self,
         slot: usize,
@@ -290,6 +312,7 @@ impl Interner {
             client: teller.client,
             origin: known.origin.unwrap_or_default(),
             scope,
+            last_resort: said(community::LLGR_STALE),
             local_pref,
             med: known.multi_exit_disc.unwrap_or(0),
             path_length: path.map_or(0, |path| u16::try_from(path.length()).unwrap_or(u16::MAX)),

@@ -4,7 +4,7 @@ use martlet_clock::Instant;
 
 use crate::connection::Connection;
 use crate::intern::{AttributesId, NeighborIndex, Teller};
-use crate::neighbor::Neighbor;
+use crate::neighbor::{Keep, Neighbor};
 use crate::policy::{Exporter, OwnPrefixes, Stance, accepts, marked, refused};
 use crate::rib::{self, Change, Destination, Tables, place};
 use crate::speaker::Speaker;
@@ -115,7 +115,7 @@ impl Speaker {
                 Family::Ipv6 => self.learn::<Prefix6>(neighbor, index, unreach.nlri, None),
             }
         }
-        if !update.nlri.is_empty() && neighbor.carries(Family::Ipv4) {
+        if !update.nlri.is_empty() && neighbor.session().is_some_and(|(one, _)| one.hears(Family::Ipv4)) {
             let shared = update.next_hop().and_then(|hop| self.share(neighbor, index, &update, hop));
             self.learn::<Prefix4>(neighbor, index, update.nlri, shared);
             self.drop_share(shared);
@@ -208,7 +208,7 @@ impl Speaker {
     }
 
     /// Counts and tells a change of one route.
-    fn count_change<P: Prefix>(&mut self, neighbor: &mut Neighbor, prefix: P, change: Change) {
+    pub(crate) fn count_change<P: Prefix>(&mut self, neighbor: &mut Neighbor, prefix: P, change: Change) {
         let received = &mut neighbor.received[place(P::FAMILY)];
         match change {
             Change::None => return,
@@ -277,7 +277,8 @@ impl Speaker {
         }
         neighbor.end_of_rib.insert(family);
         self.outputs.push_back(Output::Event(Event::EndOfRib { neighbor: neighbor.id.clone(), family }));
-        if neighbor.stale[place(family)].take().is_some() {
+        if neighbor.stale[place(family)].is_some() {
+            neighbor.fresh(family);
             self.flush(neighbor, index, family, true);
         }
     }
@@ -417,18 +418,31 @@ impl Speaker {
         neighbor: &mut Neighbor,
         index: NeighborIndex,
         now: Instant,
-        keep: &std::collections::BTreeMap<Family, std::time::Duration>,
+        keep: &std::collections::BTreeMap<Family, Keep>,
     ) {
         self.count_listeners();
         neighbor.heard[place(Family::Ipv4)].clear(&mut self.rib.ipv4);
         neighbor.heard[place(Family::Ipv6)].clear(&mut self.rib.ipv6);
         for family in [Family::Ipv4, Family::Ipv6] {
             neighbor.warned[place(family)] = false;
-            if let Some(&time) = keep.get(&family).filter(|_| !neighbor.out) {
-                neighbor.stale[place(family)].get_or_insert(now + time);
-            } else {
-                neighbor.stale[place(family)] = None;
-                self.flush(neighbor, index, family, false);
+            match keep.get(&family).filter(|_| !neighbor.out) {
+                // It went again before it was renewed: what it told meanwhile is no better.
+                Some(_) if neighbor.last_resort[place(family)] => self.last_resort(neighbor, index, family),
+                Some(&Keep { restart, long: Some(long) }) if restart.is_zero() => {
+                    neighbor.stale[place(family)] = Some(now + long);
+                    neighbor.last_resort[place(family)] = true;
+                    self.last_resort(neighbor, index, family);
+                }
+                Some(&Keep { restart, long }) => {
+                    let at = now + restart;
+                    let stale = &mut neighbor.stale[place(family)];
+                    *stale = Some(stale.map_or(at, |before| before.min(at)));
+                    neighbor.long[place(family)] = long;
+                }
+                None => {
+                    neighbor.fresh(family);
+                    self.flush(neighbor, index, family, false);
+                }
             }
         }
     }

@@ -14,6 +14,7 @@ mod framer;
 mod fsm;
 mod intern;
 mod io;
+mod last_resort;
 mod learn;
 mod look;
 mod neighbor;

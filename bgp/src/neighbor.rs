@@ -47,9 +47,20 @@ pub enum Effect {
     /// The session is up.
     Up,
     /// The session is down; routes of these families stay for a while.
-    Down { keep: BTreeMap<Family, Duration> },
+    Down { keep: BTreeMap<Family, Keep> },
+    /// Stale routes have outlived the restart time: now they are a last resort (RFC 9494).
+    LastResort(Family),
     /// Stale routes have waited long enough.
     Flush(Family),
+}
+
+/// For how long routes of a broken session are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// As good as before (RFC 4724).
+    pub restart: Duration,
+    /// Then as a last resort (RFC 9494).
+    pub long: Option<Duration>,
 }
 
 /// Why a connection moves.
@@ -94,8 +105,12 @@ pub struct Neighbor {
     pub epochs: [u16; 2],
     /// By family: how many routes it told.
     pub received: [u32; 2],
-    /// By family: stale routes are dropped then.
+    /// By family: stale routes are dropped then, or become a last resort.
     pub stale: [Option<Instant>; 2],
+    /// By family: for how long they are one, once the time above is over.
+    pub long: [Option<Duration>; 2],
+    /// By family: whether they are one.
+    pub last_resort: [bool; 2],
     /// By family: whether the warning of too many prefixes was told.
     pub warned: [bool; 2],
     /// Faults that were found in this session's attributes.
@@ -134,6 +149,8 @@ impl Neighbor {
             epochs: [0; 2],
             received: [0; 2],
             stale: [None; 2],
+            long: [None; 2],
+            last_resort: [false; 2],
             warned: [false; 2],
             faults: 0,
             end_of_rib: BTreeSet::new(),
@@ -191,8 +208,11 @@ impl Neighbor {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         for family in [Family::Ipv4, Family::Ipv6] {
             if due(self.stale[place(family)]) {
-                self.stale[place(family)] = None;
-                self.effects.push(Effect::Flush(family));
+                // Who is back by now renews what it told, or not: there is no second wait.
+                let long = self.long[place(family)].take().filter(|_| !self.carries(family));
+                self.stale[place(family)] = long.map(|long| now + long);
+                self.last_resort[place(family)] = long.is_some();
+                self.effects.push(if long.is_some() { Effect::LastResort(family) } else { Effect::Flush(family) });
             }
         }
         if due(self.limited_until) {
@@ -454,7 +474,8 @@ impl Neighbor {
             }
         }
         if was == State::Established {
-            let keep = connection.negotiated.as_ref().map(|one| kept(one, event, cause)).unwrap_or_default();
+            let most = self.config.long_lived;
+            let keep = connection.negotiated.as_ref().map(|one| kept(one, event, cause, most)).unwrap_or_default();
             self.end_of_rib.clear();
             self.refused_own.clear();
             self.faults = 0;
@@ -615,17 +636,25 @@ impl Neighbor {
         self.plain = false;
     }
 
-    /// The session is up: how long stale routes of `family` may wait for their renewal, if they may.
-    pub fn renew_stale(&mut self, now: Instant, family: Family, preserved: bool) {
-        let stale = &mut self.stale[place(family)];
-        if stale.is_some() {
-            *stale = Some(if preserved { now + STALE } else { now });
+    /// The session is up: how long stale routes of `family` may wait for their renewal. RFC 9494 section 4.2: the time of a
+    /// last resort goes on.
+    pub fn renew_stale(&mut self, now: Instant, family: Family) {
+        let last_resort = self.last_resort[place(family)];
+        if let Some(stale) = self.stale[place(family)].as_mut().filter(|_| !last_resort) {
+            *stale = now + STALE;
         }
+    }
+
+    /// No stale route of `family` is left.
+    pub fn fresh(&mut self, family: Family) {
+        self.stale[place(family)] = None;
+        self.long[place(family)] = None;
+        self.last_resort[place(family)] = false;
     }
 }
 
 /// The families whose routes outlive this end of a session (RFC 4724 section 4.2, RFC 8538 section 4).
-fn kept(negotiated: &Negotiated, event: Fsm, cause: &Cause) -> BTreeMap<Family, Duration> {
+fn kept(negotiated: &Negotiated, event: Fsm, cause: &Cause, most: Option<Duration>) -> BTreeMap<Family, Keep> {
     let graceful = match (event, cause) {
         (Fsm::ManualStop | Fsm::AutomaticStop | Fsm::OpenCollisionDump, _) => false,
         (Fsm::TcpConnectionFails, _) => true,
@@ -633,9 +662,12 @@ fn kept(negotiated: &Negotiated, event: Fsm, cause: &Cause) -> BTreeMap<Family, 
         (_, Cause::Send(..)) => negotiated.notification_restart,
         _ => false,
     };
-    let time = Duration::from_secs(negotiated.restart.as_ref().map_or(0, |restart| restart.time_s).into());
-    let families = negotiated.families.iter().copied().filter(|&family| graceful && negotiated.keeps(family));
-    families.map(|family| (family, time)).collect()
+    let keep = |family: Family| {
+        let (restart, long) = (negotiated.keeps(family), negotiated.keeps_long(family, most));
+        (restart.is_some() || long.is_some()).then(|| Keep { restart: restart.unwrap_or_default(), long })
+    };
+    let families = negotiated.families.iter().filter(|_| graceful);
+    families.filter_map(|&family| Some((family, keep(family)?))).collect()
 }
 
 pub fn collision() -> Cause {

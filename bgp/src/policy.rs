@@ -103,6 +103,10 @@ impl Exporter<'_> {
         if within && !reflected || !accepts(&export.transit, prefix) {
             return None;
         }
+        // RFC 9494 section 4.3: only who knows what it means hears of a last resort.
+        if stored.last_resort && self.negotiated.long_lived.is_none() {
+            return None;
+        }
         match stored.scope {
             Scope::Here => return None,
             Scope::As if self.negotiated.external => return None,

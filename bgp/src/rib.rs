@@ -365,6 +365,8 @@ fn quality(one: &Path, two: &Path, interner: &Interner, usable: Usable<'_>) -> O
     usable(two.neighbor)
         .cmp(&usable(one.neighbor))
         .then((two.neighbor == SELF).cmp(&(one.neighbor == SELF)))
+        // RFC 9494 section 4.3: the last resort.
+        .then(first.last_resort.cmp(&second.last_resort))
         .then(second.local_pref.cmp(&first.local_pref))
         .then(first.path_length.cmp(&second.path_length))
         .then(first.origin.cmp(&second.origin))

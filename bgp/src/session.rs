@@ -4,10 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use crate::wire::as_path::Width;
 use crate::wire::attribute::Context;
-use crate::wire::capability::{Capability, GracefulRestart};
+use crate::wire::capability::{Capability, GracefulRestart, LongLived};
 use crate::wire::notification::{self, Notification};
 use crate::wire::open::Open;
 use crate::wire::{MAXIMUM, MAXIMUM_EXTENDED};
@@ -48,8 +49,12 @@ pub struct Negotiated {
     pub restart: Option<GracefulRestart>,
     /// Whether a NOTIFICATION is a graceful restart too (RFC 8538).
     pub notification_restart: bool,
+    /// What the neighbour wants of its routes once its restart time is over, if we may help and it may ask (RFC 9494).
+    pub long_lived: Option<Vec<LongLived>>,
     /// Whether both let the session wait for BFD (draft-ietf-idr-bgp-bfd-strict-mode).
     pub bfd_strict: bool,
+    /// Families that the neighbour tells in vain: one of its messages was malformed (RFC 7606 section 2, AFI/SAFI disable).
+    pub disabled: BTreeSet<Family>,
 }
 
 impl Negotiated {
@@ -59,8 +64,8 @@ impl Negotiated {
             width: self.width,
             external: self.external,
             extended_next_hop: self.extended_next_hop,
-            ipv4: self.families.contains(&Family::Ipv4),
-            ipv6: self.families.contains(&Family::Ipv6),
+            ipv4: self.hears(Family::Ipv4),
+            ipv6: self.hears(Family::Ipv6),
             paths_ipv4: self.paths.contains(&Family::Ipv4),
             paths_ipv6: self.paths.contains(&Family::Ipv6),
         }
@@ -76,6 +81,7 @@ impl Negotiated {
             (self.enhanced_refresh, "enhanced-route-refresh"),
             (self.restart.as_ref().is_some_and(|restart| !restart.families.is_empty()), "graceful-restart"),
             (self.notification_restart, "notification-restart"),
+            (self.long_lived.is_some(), "long-lived-graceful-restart"),
             (self.bfd_strict, "bfd-strict"),
             (!self.paths.is_empty(), "add-path-receive"),
         ];
@@ -87,11 +93,36 @@ impl Negotiated {
         if self.extended_message { MAXIMUM_EXTENDED } else { MAXIMUM }
     }
 
-    /// Whether the neighbour's routes of `family` outlive a broken session.
-    pub fn keeps(&self, family: Family) -> bool {
-        self.restart
-            .as_ref()
-            .is_some_and(|restart| restart.time_s > 0 && restart.families.iter().any(|&(one, _)| one == family))
+    /// Whether routes of `family` are taken.
+    pub fn hears(&self, family: Family) -> bool {
+        self.families.contains(&family) && !self.disabled.contains(&family)
+    }
+
+    /// How long the neighbour's routes of `family` outlive a broken session, if they do (RFC 4724).
+    pub fn keeps(&self, family: Family) -> Option<Duration> {
+        let restart = self.restart.as_ref()?;
+        let listed = restart.time_s > 0 && restart.families.iter().any(|&(one, _)| one == family);
+        listed.then(|| Duration::from_secs(restart.time_s.into()))
+    }
+
+    /// What the neighbour asked for its routes of `family` (RFC 9494).
+    fn asks(&self, family: Family) -> Option<&LongLived> {
+        self.long_lived.iter().flatten().rfind(|one| one.family == family)
+    }
+
+    /// How long after that they are still a last resort, if they are; we keep none longer than `most`.
+    pub fn keeps_long(&self, family: Family, most: Option<Duration>) -> Option<Duration> {
+        let asked = self.asks(family).filter(|one| one.time_s > 0)?;
+        Some(Duration::from_secs(asked.time_s.into()).min(most?))
+    }
+
+    /// Whether the neighbour says that it kept the forwarding state of `family`; `long`: it was away longer than its
+    /// restart time.
+    pub fn kept(&self, family: Family, long: bool) -> bool {
+        if long {
+            return self.asks(family).is_some_and(|one| one.kept);
+        }
+        self.restart.as_ref().is_some_and(|one| one.families.contains(&(family, true)))
     }
 }
 
@@ -120,6 +151,10 @@ pub fn our_open(config: &NeighborConfig, local: &Local, endpoints: &Endpoints, r
                 .map(|&family| (family, local.forwarding_preserved))
                 .collect(),
         }));
+        if config.long_lived.is_some() {
+            // RFC 9494 section 3.1: without a family we only help.
+            capabilities.push(Capability::LongLived(Vec::new()));
+        }
         capabilities.push(Capability::FourOctetAs(config.local_as));
         capabilities.push(Capability::EnhancedRouteRefresh);
         if config.add_path_receive {
@@ -190,6 +225,14 @@ pub fn negotiate(
         })
     };
     let (our_restart, restart) = (restart(ours), restart(theirs));
+    let long_lived = |open: &Open| {
+        open.capabilities.iter().rev().find_map(|one| match one {
+            Capability::LongLived(all) => Some(all.clone()),
+            _ => None,
+        })
+    };
+    // RFC 9494 section 3.1: without graceful restart it is to be ignored.
+    let asked = long_lived(theirs).filter(|_| long_lived(ours).is_some() && our_restart.is_some() && restart.is_some());
     let wide = |open: &Open| open.capabilities.iter().any(|one| matches!(one, Capability::FourOctetAs(_)));
     let hold_time_s = ours.hold_time.min(theirs.hold_time).seconds();
     let tells_paths = |family: &Family| {
@@ -216,7 +259,9 @@ pub fn negotiate(
         notification_restart: our_restart.as_ref().is_some_and(|one| one.notification)
             && restart.as_ref().is_some_and(|one| one.notification),
         restart: our_restart.and(restart),
+        long_lived: asked,
         bfd_strict: has(&Capability::BfdStrict),
+        disabled: BTreeSet::new(),
     })
 }
 

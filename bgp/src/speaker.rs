@@ -332,6 +332,7 @@ impl Speaker {
             match effect {
                 Effect::Up => self.up(now, index, neighbor),
                 Effect::Down { keep } => self.down(neighbor, index, now, &keep),
+                Effect::LastResort(family) => self.last_resort(neighbor, index, family),
                 Effect::Flush(family) => self.flush(neighbor, index, family, neighbor.carries(family)),
             }
         }
@@ -403,14 +404,14 @@ impl Speaker {
         let negotiated = negotiated.clone();
         for family in [Family::Ipv4, Family::Ipv6] {
             let carried = negotiated.families.contains(&family);
-            let preserved = negotiated.restart.as_ref().is_some_and(|one| one.families.contains(&(family, true)));
+            let preserved = negotiated.kept(family, neighbor.last_resort[place(family)]);
             neighbor.epochs[place(family)] = neighbor.epochs[place(family)].wrapping_add(1);
             if neighbor.stale[place(family)].is_some() && !(carried && preserved) {
                 // RFC 4724 section 4.2: it says that it did not keep them.
-                neighbor.stale[place(family)] = None;
+                neighbor.fresh(family);
                 self.flush(neighbor, index, family, false);
             }
-            neighbor.renew_stale(now, family, true);
+            neighbor.renew_stale(now, family);
             if carried {
                 neighbor.heard[place(family)] = AdjRibOut::new();
             }
@@ -506,6 +507,7 @@ impl Speaker {
             }
             Type::Update if established => match self.update(neighbor, index, body) {
                 Ok(()) => (Fsm::UpdateMsg, Cause::None),
+                Err(error) if self.disable(neighbor, index, slot, &error, body) => (Fsm::UpdateMsg, Cause::None),
                 Err(error) => {
                     let text = error.to_string();
                     (Fsm::UpdateMsgErr, Cause::Send(error.notification(), text))

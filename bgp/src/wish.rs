@@ -93,6 +93,7 @@ impl Speaker {
                 one.route_reflector_client,
                 one.graceful_restart.restarting,
                 one.add_path_receive,
+                one.long_lived.is_some(),
             )
         };
         self.with(now, index, |neighbor, env| {

@@ -174,6 +174,18 @@ pub struct BgpSpec {
     /// Restarting role of graceful restart (RFC 4724); omitted: helper only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graceful_restart: Option<GracefulRestart>,
+    /// Longest time that routes of this gateway are kept as a last resort once its restart time is over (RFC 9494):
+    /// 1s to 16777215s; omitted: they go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = rules::between("1s", "16777215s"))]
+    pub long_lived_stale_time: Option<String>,
+    /// The gateway may tell several paths to a prefix (RFC 7911).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add_path_receive: Option<bool>,
+    /// A malformed IPv4 or IPv6 announcement ends its family, not the session, where the session carries both (RFC 7606).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disable_family_on_error: Option<bool>,
     /// Our role (RFC 9234).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,

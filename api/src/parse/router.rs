@@ -150,6 +150,17 @@ fn extra(check: &mut Check, spec: &crd::BgpSpec, address: Option<IpAddr>) -> Bgp
             let field = "spec.bgp.gracefulRestart.restartTime";
             check.parsed(field, &restart.restart_time, seconds, "must be whole seconds from 1s to 4095s")
         }),
+        long_lived: spec.long_lived_stale_time.as_ref().and_then(|text| {
+            between(
+                check,
+                "spec.bgp.longLivedStaleTime",
+                text,
+                Duration::from_secs(1),
+                Duration::from_secs(0x00ff_ffff),
+            )
+        }),
+        add_path_receive: spec.add_path_receive.unwrap_or(false),
+        disable_family: spec.disable_family_on_error.unwrap_or(false),
         role: spec.role.map(|role| Arc::from(role_name(role))),
         shutdown: spec.shutdown.as_ref().filter(|shutdown| shutdown.switch).map(|shutdown| {
             let text = shutdown.message.as_deref().unwrap_or("");

@@ -46,6 +46,17 @@ pub struct GracefulRestart {
     pub families: Vec<(Family, bool)>,
 }
 
+/// What RFC 9494 tells of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongLived {
+    /// The family.
+    pub family: Family,
+    /// Whether its forwarding state was kept (F).
+    pub kept: bool,
+    /// How long its routes should be kept once the restart time is over, seconds, 24 bits.
+    pub time_s: u32,
+}
+
 /// One capability.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capability {
@@ -67,6 +78,8 @@ pub enum Capability {
     EnhancedRouteRefresh,
     /// Several paths to a prefix (RFC 7911): for each family whether the sender takes (1), tells (2), or both (3).
     AddPath(Vec<(Family, u8)>),
+    /// Long-lived graceful restart (RFC 9494).
+    LongLived(Vec<LongLived>),
     /// The session waits for BFD (draft-ietf-idr-bgp-bfd-strict-mode).
     BfdStrict,
     /// A role that no RFC has given a meaning.
@@ -128,6 +141,7 @@ impl Capability {
             Self::FourOctetAs(_) => 65,
             Self::EnhancedRouteRefresh => 70,
             Self::AddPath(_) => 69,
+            Self::LongLived(_) => 71,
             Self::BfdStrict => 74,
             Self::Other(code) => *code,
         }
@@ -149,6 +163,7 @@ impl Capability {
             (65, value @ [_, _, _, _]) => be_u32::<_, ()>(value).ok().map(|(_, asn)| Self::FourOctetAs(asn)),
             (70, []) => Some(Self::EnhancedRouteRefresh),
             (69, tuples) => add_path(tuples).map(Self::AddPath),
+            (71, tuples) => long_lived(tuples).map(Self::LongLived),
             (74, []) => Some(Self::BfdStrict),
             _ => None,
         };
@@ -189,6 +204,14 @@ impl Capability {
                     value.put_slice(&[1, ways]);
                 }
             }
+            Self::LongLived(all) => {
+                for one in all {
+                    value.put_u16(afi(one.family));
+                    value.put_u8(1);
+                    // The flags, then the time in three octets.
+                    value.put_u32(u32::from(one.kept) << 31 | one.time_s.min(0x00ff_ffff));
+                }
+            }
             Self::RouteRefresh
             | Self::ExtendedMessage
             | Self::EnhancedRouteRefresh
@@ -207,6 +230,16 @@ fn add_path(value: &[u8]) -> Option<Vec<(Family, u8)>> {
     let (rest, all) = many0(one).parse(value).ok()?;
     let known = all.into_iter().filter(|(.., ways)| (1..=3).contains(ways));
     rest.is_empty().then(|| known.filter_map(|(afi, safi, ways)| Some((family(afi, safi)?, ways))).collect())
+}
+
+/// The tuples of the capability: families that we have; others are ignored.
+fn long_lived(value: &[u8]) -> Option<Vec<LongLived>> {
+    let (rest, all) = many0((be_u16::<_, ()>, be_u8, be_u32)).parse(value).ok()?;
+    let known = all.into_iter().filter_map(|(afi, safi, told)| {
+        let (kept, time_s) = (told & 0x8000_0000 != 0, told & 0x00ff_ffff);
+        family(afi, safi).map(|family| LongLived { family, kept, time_s })
+    });
+    rest.is_empty().then(|| known.collect())
 }
 
 /// The optional parameters of an OPEN as (type, value), with lengths of one octet, or two (RFC 9072).
@@ -247,6 +280,12 @@ pub(crate) mod tests {
             any::<u32>().prop_map(Capability::FourOctetAs),
             Just(Capability::EnhancedRouteRefresh),
             Just(Capability::BfdStrict),
+            prop::collection::vec(
+                (prop_oneof![Just(Family::Ipv4), Just(Family::Ipv6)], any::<bool>(), 0u32..0x0100_0000)
+                    .prop_map(|(family, kept, time_s)| LongLived { family, kept, time_s }),
+                0..3
+            )
+            .prop_map(Capability::LongLived),
             prop::collection::vec((prop_oneof![Just(Family::Ipv4), Just(Family::Ipv6)], 1u8..4), 0..3)
                 .prop_map(Capability::AddPath),
             (75u8..).prop_map(Capability::Other),
@@ -255,9 +294,15 @@ pub(crate) mod tests {
 
     #[test]
     fn a_malformed_or_unknown_capability_is_as_if_not_sent() {
-        for octets in
-            [&[1u8, 3, 0, 1, 0][..], &[64, 3, 0, 0, 0], &[64, 1, 0], &[65, 2, 0, 1], &[2, 1, 0], &[200, 2, 1, 2]]
-        {
+        for octets in [
+            &[1u8, 3, 0, 1, 0][..],
+            &[64, 3, 0, 0, 0],
+            &[64, 1, 0],
+            &[65, 2, 0, 1],
+            &[2, 1, 0],
+            &[71, 3, 0, 1, 1],
+            &[200, 2, 1, 2],
+        ] {
             assert_eq!(Capability::parse_all(octets), Some(vec![Capability::Other(octets[0])]));
         }
         assert_eq!(Capability::parse_all(&[1, 4, 0, 1]), None);

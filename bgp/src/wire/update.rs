@@ -34,6 +34,18 @@ pub enum UpdateError {
 }
 
 impl UpdateError {
+    /// The family whose prefixes cannot be told apart any more, if it is one that the attribute names (RFC 7606 section 2).
+    pub fn family(&self) -> Option<Family> {
+        let Self::Attribute(AttributeError::Optional, kind::MP_REACH_NLRI | kind::MP_UNREACH_NLRI, octets) = self
+        else {
+            return None;
+        };
+        let value =
+            if octets.first()? & super::attribute::EXTENDED == 0 { octets.get(3..)? } else { octets.get(4..)? };
+        let &[high, low, safi] = value.first_chunk()?;
+        super::capability::family(u16::from_be_bytes([high, low]), safi)
+    }
+
     /// What the neighbour is told.
     pub fn notification(self) -> Notification {
         match self {

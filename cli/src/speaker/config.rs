@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use ipnet::IpNet;
-use martlet_bgp::{Export, Family, HoldTime, Import, NeighborConfig, NeighborId, PrefixLimit, PrefixRange};
+use martlet_bgp::{
+    Export, Family, GracefulRestart, HoldTime, Import, NeighborConfig, NeighborId, PrefixLimit, PrefixRange,
+};
 use serde::Deserialize;
 
 /// A file larger than this is refused, octets.
@@ -71,6 +73,12 @@ struct Neighbor {
     kernel_table: Option<u32>,
     #[serde(default)]
     route_reflector_client: bool,
+    graceful_restart: Option<String>,
+    long_lived_stale_time: Option<String>,
+    #[serde(default)]
+    add_path_receive: bool,
+    #[serde(default)]
+    disable_family_on_error: bool,
     #[serde(default)]
     dynamic: bool,
 }
@@ -231,6 +239,15 @@ impl Neighbor {
         config.route_reflector_client = self.route_reflector_client;
         config.maximum_prefixes =
             self.maximum_prefixes.map(|maximum| PrefixLimit { maximum, warning_percent: 75, restart_after: None });
+        if let Some(text) = &self.graceful_restart {
+            let seconds = u16::try_from(duration("gracefulRestart", text)?.as_secs()).unwrap_or_default();
+            ensure!((1..=4095).contains(&seconds), "gracefulRestart: {text}; accepted: 1s to 4095s");
+            config.graceful_restart = GracefulRestart { restart_time_s: seconds, restarting: true };
+        }
+        config.long_lived =
+            self.long_lived_stale_time.as_deref().map(|text| duration("longLivedStaleTime", text)).transpose()?;
+        config.add_path_receive = self.add_path_receive;
+        config.disable_family = self.disable_family_on_error;
         if let Some(password) = &self.password {
             ensure!((1..=80).contains(&password.len()), "password: {} octets; accepted: 1 to 80", password.len());
         }

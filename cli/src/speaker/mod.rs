@@ -33,7 +33,8 @@ A file:
 
 Optional keys of a neighbour: port, passive, password, localAddress, multihop (true, or hops), maximumPrefixes,
 bfd: {minTx: 300ms, minRx: 300ms, multiplier: 3}, routeReflectorClient, dynamic (its address is then a prefix, it
-may come from any address of it). import and export: all, none (the default), default, or a list of prefixes.
+may come from any address of it), gracefulRestart (20s: the neighbour keeps our routes so long while we restart),
+longLivedStaleTime (1h: its routes are kept so long as a last resort), addPathReceive, disableFamilyOnError. import and export: all, none (the default), default, or a list of prefixes.
 kernelTable, of the file or of neighbours: learned routes are written to that table of the kernel.";
 
 /// The flags.
@@ -80,7 +81,11 @@ impl Args {
 
 fn options(config: Config, tell_routes: bool) -> Options {
     Options {
-        local: martlet_bgp::Local { router_id: config.router_id, forwarding_preserved: false },
+        // What it announces is written in its file: its kernel forwards that whether the process runs or not.
+        local: martlet_bgp::Local {
+            router_id: config.router_id,
+            forwarding_preserved: config.neighbors.values().any(|one| one.config.graceful_restart.restarting),
+        },
         listen: config.listen.iter().map(|one| SocketAddr::new(one.address, one.port)).collect(),
         neighbors: config.neighbors.into_iter().map(|(id, neighbor)| (id, neighbor.into())).collect(),
         originate: config.originate,

@@ -209,7 +209,7 @@ impl Bed {
         let mut command = Command::new(find_martlet()?);
         command.args(["speaker", "--json"]).arg(file);
         let process = self.lab.spawn_into("speaker", &self.ours, command, &path)?;
-        Ok(Martlet { process, path, peer: variant.address(2).to_string() })
+        Ok(Martlet::new(process, path, variant.address(2)))
     }
 
     /// Kills a peer in its namespace: what it started as well, which would hold its port and take its control socket away.
@@ -250,6 +250,11 @@ pub struct Martlet {
 }
 
 impl Martlet {
+    /// A speaker that writes its events to `path`; of those that concern `peer`.
+    pub fn new(process: Process, path: PathBuf, peer: IpAddr) -> Self {
+        Self { process, path, peer: peer.to_string() }
+    }
+
     /// The events of the peer's session so far.
     ///
     /// # Errors

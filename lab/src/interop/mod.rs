@@ -3,10 +3,10 @@
 //! `bed` is where two speakers meet, `case` asks the features one after the other, `stress` opens both sides at once and breaks the
 //! path, `report` writes the page. Cases share nothing: a few are played at the same time.
 
-mod bed;
+pub(crate) mod bed;
 mod case;
 mod report;
-mod stress;
+pub(crate) mod stress;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;

@@ -15,7 +15,7 @@ use crate::sys::Signal;
 use crate::wait::{Seen, until};
 
 /// Enough for a session.
-const SESSION: Duration = Duration::from_mins(1);
+const SESSION: Duration = Duration::from_mins(2);
 /// So long both sides are given to open.
 const BOTH: Duration = Duration::from_secs(8);
 /// How long the path is gone.
@@ -193,7 +193,10 @@ fn bfd_up(peer: &dyn Peer) -> Result<()> {
 }
 
 /// The event of the session that is there to stay, and how often it came before and went again.
-fn again(speaker: &Martlet, before: usize) -> Result<(Value, usize)> {
+///
+/// # Errors
+/// It does not come.
+pub fn again(speaker: &Martlet, before: usize) -> Result<(Value, usize)> {
     speaker.wait("the session again", before, SESSION, |event| is(event, "established"))?;
     let start = Instant::now();
     until("a session that stays", SESSION, || {
@@ -210,7 +213,10 @@ fn again(speaker: &Martlet, before: usize) -> Result<(Value, usize)> {
 }
 
 /// Milliseconds from a moment to an event.
-fn since(moment: SystemTime, event: &Value) -> Result<i64> {
+///
+/// # Errors
+/// It is years away.
+pub fn since(moment: SystemTime, event: &Value) -> Result<i64> {
     let at = event.get("time").and_then(Value::as_f64).unwrap_or_default();
     let at = UNIX_EPOCH + Duration::from_secs_f64(at);
     // A session may be there before the peer's first answer: a negative time.

@@ -82,7 +82,7 @@ impl Who {
                 let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode;
                 fs::set_permissions(lab.dir(), open(0o755))?;
                 fs::set_permissions(&file, open(0o644))?;
-                frr_command(&file, lab.dir())
+                frr_command(&file, lab.dir(), namespace.name())
             }
             Self::Gobgp => {
                 write(gobgp())?;
@@ -159,11 +159,11 @@ fn frr(own: &[String]) -> String {
     text + " exit-address-family\n"
 }
 
-fn frr_command(file: &Path, dir: &Path) -> Command {
+fn frr_command(file: &Path, dir: &Path, name: &str) -> Command {
     let mut command = Command::new(format!("{DAEMONS}/bgpd"));
-    // -Z: without zebra, so that no kernel route costs anything.
-    command.args(["-Z", "-A", "127.0.0.1", "-P", "0", "-l", "10.8.0.1", "--log", "stdout", "-f"]).arg(file);
-    command.arg("-i").arg("/var/run/frr/martlet-bench.pid").arg("--vty_socket").arg("/var/run/frr");
+    // -Z: without zebra, so that no kernel route costs anything. -N: a folder of its own for its sockets.
+    command.args(["-Z", "-N", name, "-A", "127.0.0.1", "-P", "0", "--log", "stdout", "-f"]).arg(file);
+    command.arg("-l").arg(SUBJECT.to_string());
     command.current_dir(dir);
     command
 }

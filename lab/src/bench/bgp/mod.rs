@@ -5,6 +5,7 @@
 
 mod daemon;
 mod feed;
+pub mod recovery;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -50,8 +51,8 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
     let mut runs: BTreeMap<Who, Vec<Run>> = BTreeMap::new();
     for round in 0..rounds {
         for who in Who::ALL {
-            // It takes minutes.
-            if who == Who::Gobgp && round > 0 {
+            // They take minutes, and no goal is set by them.
+            if matches!(who, Who::Frr | Who::Gobgp) && round > 0 {
                 continue;
             }
             let run = one(who, &feed, options.quick).with_context(|| format!("bgp, {}", who.name()))?;
