@@ -84,6 +84,8 @@ pub enum Said {
 pub struct Player {
     stream: TcpStream,
     held: Vec<u8>,
+    /// Octets of what is held that were taken already: moved away once a read, not once a message.
+    taken: usize,
 }
 
 impl Player {
@@ -100,7 +102,7 @@ impl Player {
                 })
             })
         })??;
-        Ok(Self { stream, held: Vec::new() })
+        Ok(Self { stream, held: Vec::new(), taken: 0 })
     }
 
     /// A listener in a namespace.
@@ -118,7 +120,7 @@ impl Player {
     pub fn accept(listener: &TcpListener) -> Result<Self> {
         let (stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, held: Vec::new() })
+        Ok(Self { stream, held: Vec::new(), taken: 0 })
     }
 
     /// Says octets.
@@ -160,31 +162,31 @@ impl Player {
     /// Reads once; false at the end.
     fn read(&mut self, limit: Duration) -> Result<bool> {
         self.stream.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-        let mut buffer = vec![0; 65536];
-        match self.stream.read(&mut buffer) {
+        self.held.drain(..self.taken);
+        self.taken = 0;
+        let held = self.held.len();
+        self.held.resize(held + 65536, 0);
+        let read = self.stream.read(self.held.get_mut(held..).unwrap_or_default());
+        self.held.truncate(held + *read.as_ref().unwrap_or(&0));
+        match read {
             Ok(0) => Ok(false),
-            Ok(count) => {
-                self.held.extend(buffer.iter().take(count));
-                Ok(true)
-            }
+            Ok(_) => Ok(true),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(true),
             Err(_) => Ok(false),
         }
     }
 
     fn whole(&mut self) -> Result<Option<Said>> {
-        let Some((header, _)) = self.held.split_first_chunk::<19>() else { return Ok(None) };
+        let held = self.held.get(self.taken..).unwrap_or_default();
+        let Some((header, _)) = held.split_first_chunk::<19>() else { return Ok(None) };
         let [.., high, low, kind] = *header;
         let length = usize::from(u16::from_be_bytes([high, low]));
         if length < 19 {
             bail!("a message of {length} octets");
         }
-        if self.held.len() < length {
-            return Ok(None);
-        }
-        let rest = self.held.split_off(length);
-        let message = std::mem::replace(&mut self.held, rest);
-        Ok(Some(Said::Message(kind, message.get(19..).unwrap_or_default().to_vec())))
+        let Some(body) = held.get(19..length) else { return Ok(None) };
+        self.taken += length;
+        Ok(Some(Said::Message(kind, body.to_vec())))
     }
 
     /// Exchanges OPENs; the session is in `OpenConfirm` at the other side once its KEEPALIVE is read.
