@@ -164,12 +164,30 @@ const EXTRAS: [Extra; 9] = [
     },
 ];
 
-/// Asks the server what we may do, and logs a line for each thing that we may not.
+/// What we may do, and a line for each thing that we may not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What we may do.
+    pub rights: Rights,
+    /// What is missing, and what it costs.
+    missing: Vec<(String, &'static str)>,
+}
+
+impl Answer {
+    /// Logs what is missing.
+    pub fn tell(&self) {
+        for (missing, cost) in &self.missing {
+            tracing::warn!(missing, "without this right {cost}");
+        }
+    }
+}
+
+/// Asks the server what we may do.
 ///
 /// # Errors
 /// The server does not answer.
-pub async fn rights(client: &Client, namespace: &str) -> kube::Result<Rights> {
-    let mut rights = Rights::BASE;
+pub async fn rights(client: &Client, namespace: &str) -> kube::Result<Answer> {
+    let mut answer = Answer { rights: Rights::BASE, missing: Vec::new() };
     for extra in &EXTRAS {
         let mut missing = Vec::new();
         for (group, resource, verb, namespaced) in extra.verbs {
@@ -179,12 +197,12 @@ pub async fn rights(client: &Client, namespace: &str) -> kube::Result<Rights> {
             }
         }
         if missing.is_empty() {
-            (extra.set)(&mut rights);
+            (extra.set)(&mut answer.rights);
         } else {
-            tracing::warn!(missing = missing.join(", "), "without this right {}", extra.cost);
+            answer.missing.push((missing.join(", "), extra.cost));
         }
     }
-    Ok(rights)
+    Ok(answer)
 }
 
 async fn may(client: &Client, group: &str, resource: &str, verb: &str, namespace: Option<&str>) -> kube::Result<bool> {

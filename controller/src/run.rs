@@ -33,6 +33,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How often we ask whether our rights have changed, unless one was refused.
 const ASK_RIGHTS: Duration = Duration::from_mins(1);
+/// A server that has just begun does not know all rights yet: what is missing is asked for once more, after this.
+const SURE: Duration = Duration::from_secs(1);
 /// How often a server whose watches broke is asked whether it is there, and how long its answer may take.
 const LOOK: Duration = Duration::from_secs(1);
 /// After how long without another failure a watch that broke goes on: longer than it waits before it tries again.
@@ -96,6 +98,7 @@ pub async fn run(mut options: Options) -> Result<()> {
     }
     let mut stop = options.stop.clone();
     let mut past = Past::default();
+    let mut said_before = None;
     while !*stop.borrow() {
         let known = tokio::select! {
             biased;
@@ -104,7 +107,14 @@ pub async fn run(mut options: Options) -> Result<()> {
         };
         let Ok(known) = known else { continue };
         match known {
-            Ok(rights) => with_rights(&client, &options, rights, &health, &mut past).await,
+            Ok(answer) if answer.rights == Rights::ALL || said_before.as_ref() == Some(&answer) => {
+                answer.tell();
+                with_rights(&client, &options, answer.rights, &health, &mut past).await;
+            }
+            Ok(answer) => {
+                said_before = Some(answer);
+                tokio::time::sleep(SURE).await;
+            }
             Err(error) => {
                 health.ready(false);
                 tracing::warn!(%error, "the API server does not say what we may do");
@@ -196,6 +206,8 @@ impl Reconciler {
         health: &Health,
     ) {
         let mut ask_rights = tokio::time::interval_at(tokio::time::Instant::now() + self.ask_rights, self.ask_rights);
+        // Rights that the server says we have now, if it says so again.
+        let mut suspected = None;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // When to plan: `None`, nothing has changed.
@@ -243,12 +255,17 @@ impl Reconciler {
                     }
                 }
                 _ = ask_rights.tick() => {
-                    let rights = tokio::time::timeout(RETRY_MOST, rights(&self.client, &self.world.namespace));
-                    if let Ok(Ok(rights)) = rights.await
-                        && rights != self.world.rights
-                    {
-                        tracing::info!("rights have changed");
-                        return;
+                    let answer = tokio::time::timeout(RETRY_MOST, rights(&self.client, &self.world.namespace));
+                    if let Ok(Ok(answer)) = answer.await {
+                        let others = (answer.rights != self.world.rights).then_some(answer.rights);
+                        if others.is_some() && others == suspected {
+                            tracing::info!("rights have changed");
+                            return;
+                        }
+                        if others.is_some() {
+                            ask_rights.reset_after(SURE);
+                        }
+                        suspected = others;
                     }
                 }
             }
@@ -308,8 +325,9 @@ impl Reconciler {
             tracing::debug!(kind = kind.name(), name, "act");
         }
         let done = act(&self.client, &self.world.namespace, planned.actions).await;
+        let mut is_news = false;
         for change in done.changes {
-            self.learn(change);
+            is_news |= self.learn(change);
         }
         let mut notes = std::mem::take(&mut self.notes);
         notes.extend(planned.notes);
@@ -318,7 +336,8 @@ impl Reconciler {
         }
         if done.failures.is_empty() {
             self.retry = RETRY;
-            return None;
+            // What was made may be told of elsewhere; the watches will not say more of it than the answer did.
+            return is_news.then(|| Instant::now() + TOGETHER);
         }
         for failure in &done.failures {
             tracing::warn!(failure, "will be tried again");

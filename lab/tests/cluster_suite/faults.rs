@@ -251,6 +251,7 @@ pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &Cluster<'
         tenant.expect_endpoints(&[("169.111.100.11", "0", true)]).await?;
         tenant.expect_quiet().await?;
         let before = tenant.versions().await?;
+        let told_before = tenant.get("Gateway", "sllb-a").await?["status"].clone();
         let serving = async |wanted: bool| {
             wait_for(&format!("Readiness of the controller to be {wanted}"), play::LIMIT, async || {
                 // It is alive in any case: a kubelet must not restart it.
@@ -283,8 +284,10 @@ pub fn the_api_server_dies_and_comes_back_after_a_compaction(cluster: &Cluster<'
         let of = |all: &[(String, String, String)], kind: &str| -> Vec<_> {
             all.iter().filter(|(k, ..)| k == kind).cloned().collect()
         };
+        let told = tenant.get("Gateway", "sllb-a").await?["status"].clone();
         for kind in ["Deployment", "L34Route", "PodDisruptionBudget", "Gateway"] {
-            ensure!(of(&before, kind) == of(&after, kind), "{kind} was written for nothing: {before:?} {after:?}");
+            let same = of(&before, kind) == of(&after, kind);
+            ensure!(same, "{kind} was written for nothing: {before:?} {after:?}\n{told_before}\n{told}\n{log}");
         }
         controller.stop().await
     })

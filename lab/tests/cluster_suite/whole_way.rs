@@ -117,7 +117,7 @@ fn events_tell_what_became_of_sessions_and_vips(stage: &Stage<'_, '_>, run: &Han
     let tenant = &stage.tenant;
     run.block_on(async {
         for pod in stage.balancers().await?.into_keys() {
-            let (pod, expired) = (pod.as_str(), "Control Detection Time Expired");
+            let (pod, expired) = (pod.as_str(), "DetectionTimeExpired");
             for (object, reason, kind, words) in [
                 ("gateway-a-v4", "SessionUp", "Normal", &[pod, "Established"][..]),
                 ("gateway-a-v6", "SessionUp", "Normal", &[pod, "Established"]),
@@ -385,13 +385,17 @@ fn a_password_is_rolled_and_the_sessions_follow(stage: &Stage<'_, '_>, run: &Han
         }))
     };
     // On our side only: the gateway does not answer, and its VIPs go.
+    let start = Instant::now();
     secret("first")?;
     auth(r#"{"keyName":"md5","keySource":"roll"}"#)?;
     columns("0/2 Established")?;
     stage.outside.expect_next_hops(0)?;
+    println!("    no session with a key on one side {:.1} s after it was asked for", start.elapsed().as_secs_f32());
+    let start = Instant::now();
     at_gateway("neighbor LB password first")?;
     columns("2/2 Established")?;
     stage.outside.expect_next_hops(2)?;
+    println!("    both have it: {:.1} s", start.elapsed().as_secs_f32());
     // The roll: the gateway has the new key only, so what is Established uses it.
     let start = Instant::now();
     at_gateway("neighbor LB password second")?;
@@ -406,11 +410,14 @@ fn a_password_is_rolled_and_the_sessions_follow(stage: &Stage<'_, '_>, run: &Han
     columns("2/2 Established")?;
     stage.outside.ask(5)?;
     // As it was.
+    let start = Instant::now();
     at_gateway("no neighbor LB password")?;
     auth("null")?;
     stage.kubectl(&["delete", "secret", "roll"])?;
     run.block_on(stage.settled(2))?;
-    columns("2/2 Established")
+    columns("2/2 Established")?;
+    println!("    without a key again: {:.1} s", start.elapsed().as_secs_f32());
+    Ok(())
 }
 
 fn pods_scale_without_loss(stage: &Stage<'_, '_>, run: &Handle) -> Result<()> {
