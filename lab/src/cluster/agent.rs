@@ -13,6 +13,8 @@ mod network;
 mod pod;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -162,6 +164,8 @@ impl<'c, 'lab> Agent<'c, 'lab> {
         let namespace = self.cluster.lab().namespace(&role)?;
         let dir = self.cluster.lab().dir().join(format!("{}-{role}", pod.name_any()));
         std::fs::create_dir(&dir)?;
+        // Its containers may be of any user.
+        std::fs::set_permissions(&dir, Permissions::from_mode(0o777))?;
         let address = self.cluster.attach(&namespace, &role, number)?;
         let spec = pod.spec.as_ref().context("a Pod without spec")?;
         for sysctl in spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten()) {

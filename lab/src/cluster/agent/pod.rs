@@ -1,7 +1,9 @@
 //! One Pod that runs: its processes, their restarts and their end, their readiness, and what its status says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -278,6 +280,8 @@ fn prepare(
     for mount in container.volume_mounts.iter().flatten() {
         let folder = dir.join(&mount.name);
         std::fs::create_dir_all(&folder)?;
+        // Anybody may write into an `emptyDir`.
+        std::fs::set_permissions(&folder, Permissions::from_mode(0o777))?;
         mounts.insert(mount.mount_path.clone(), folder.to_string_lossy().into_owned());
     }
     let inside =
@@ -306,6 +310,11 @@ fn prepare(
     let own: Vec<_> =
         container.command.iter().chain(&container.args).flatten().map(|argument| expand(argument)).collect();
     let mut arguments: Vec<_> = words.chain(own).collect();
+    let rights = rights(pod, container);
+    if !rights.is_empty() {
+        let confined = std::mem::replace(&mut program, "setpriv".to_owned());
+        arguments.splice(0..0, rights.into_iter().chain([confined]));
+    }
     if let Some(account) = &place.account {
         let account = account.to_string_lossy();
         let wrapped = ["--mount", "--propagation", "private", "sh", "-c", MOUNT, &account, &program].map(str::to_owned);
@@ -326,4 +335,32 @@ fn prepare(
         restarts: 0,
         probe,
     })
+}
+
+/// The words for `setpriv` that give a container's program the user and the capabilities of its security context, and no others.
+///
+/// A runtime gives root what is granted. Another user gets it from its file, which carries the product's capabilities as permitted (ambient
+/// ones stand for them here), and gets nothing where privileges must not be gained.
+fn rights(pod: &Pod, container: &Container) -> Vec<String> {
+    let whole = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context.as_ref();
+    let Some(user) = own.and_then(|own| own.run_as_user).or_else(|| whole?.run_as_user) else { return Vec::new() };
+    let group = own.and_then(|own| own.run_as_group).or_else(|| whole?.run_as_group).unwrap_or_default();
+    let granted = own.and_then(|own| own.capabilities.as_ref()?.add.as_deref()).unwrap_or_default();
+    let granted: String = granted.iter().flat_map(|name| [",+".to_owned(), name.to_lowercase()]).collect();
+    let gains = own.and_then(|own| own.allow_privilege_escalation).unwrap_or(true);
+    let held = if user == 0 || gains { granted.as_str() } else { "" };
+    let mut words = vec![
+        format!("--reuid={user}"),
+        format!("--regid={group}"),
+        "--clear-groups".to_owned(),
+        format!("--bounding-set=-all{granted}"),
+        format!("--inh-caps=-all{held}"),
+        format!("--ambient-caps=-all{held}"),
+    ];
+    if !gains {
+        words.push("--no-new-privs".to_owned());
+    }
+    words.push("--".to_owned());
+    words
 }
