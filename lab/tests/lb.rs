@@ -10,11 +10,17 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use martlet_lab::bench::lb::stage::{CLIENT, SERVED, Setup, Stage, VIP};
+use martlet_lab::bench::lb::stage::{CLIENT, Middle, SERVED, Setup, Stage, VIP};
 use martlet_lab::wait::{LIMIT, Seen, until};
 use martlet_lab::{End, Lab, preflight};
 use martlet_lb::hash::{Flow, Seed};
 use martlet_lb::maglev::{Size, Table};
+
+/// Namespaces that vanish with the test.
+fn lab() -> Lab {
+    preflight::check().unwrap();
+    Lab::new(End::Remove).unwrap()
+}
 
 /// The endpoint of each flow from these ports, by the wire contract, counted.
 fn predicted(ports: impl Iterator<Item = u16>, endpoints: u32, vip: Ipv4Addr, port: u16) -> BTreeMap<u32, u64> {
@@ -61,11 +67,13 @@ fn wait_for_counts(stage: &Stage, service: &str, wanted: &BTreeMap<u32, u64>) {
 
 #[test]
 fn of_a_thousand_endpoints_each_gets_its_flows_and_no_others_by_both_engines() {
-    preflight::check().unwrap();
-    let lab = Lab::new(End::Remove).unwrap();
+    let lab = lab();
     for (name, arguments) in [("queue", &["--engine", "queue"][..]), ("kernel", &["--engine", "kernel"])] {
-        let stage =
-            Stage::new(&lab, Setup { name, lb: Some(arguments), routes: 1, endpoints: 1000, through: &[] }).unwrap();
+        let stage = Stage::new(
+            &lab,
+            Setup { name, middle: Middle::Balancer(arguments), routes: 1, endpoints: 1000, through: &[] },
+        )
+        .unwrap();
         assert!(stage.state().unwrap().engine.starts_with(name));
         let wanted = predicted(20_000..23_000, 1000, VIP, SERVED);
         assert!(wanted.len() > 900, "three flows for each: {}", wanted.len());
@@ -77,9 +85,9 @@ fn of_a_thousand_endpoints_each_gets_its_flows_and_no_others_by_both_engines() {
 
 #[test]
 fn a_hundred_services_have_a_hundred_vips_and_auto_takes_smaller_tables_or_the_queue() {
-    preflight::check().unwrap();
-    let lab = Lab::new(End::Remove).unwrap();
-    let setup = Setup { name: "auto", lb: Some(&["--engine", "auto"]), routes: 1, endpoints: 10, through: &[] };
+    let lab = lab();
+    let setup =
+        Setup { name: "auto", middle: Middle::Balancer(&["--engine", "auto"]), routes: 1, endpoints: 10, through: &[] };
     let stage = Stage::new(&lab, setup).unwrap();
     assert!(stage.state().unwrap().engine.starts_with("kernel: "), "one service is little");
     let service = |number: u16| format!("s{number:03}");
@@ -115,10 +123,20 @@ fn a_hundred_services_have_a_hundred_vips_and_auto_takes_smaller_tables_or_the_q
 }
 
 #[test]
-fn nobody_with_net_admin_alone_serves() {
-    preflight::check().unwrap();
-    let lab = Lab::new(End::Remove).unwrap();
-    let through = &[
+fn nobody_with_net_admin_alone_serves_on_a_read_only_root() {
+    let lab = lab();
+    // Its own folder is all that can be written.
+    let script = r#"for word; do case "$word" in */martlet) folder=$(dirname "$word");; esac; done
+        mount --bind "$folder" "$folder" && mount -o remount,bind,ro / || exit 1
+        if touch /written 2>/dev/null; then echo "the root can be written"; exit 1; fi
+        exec "$@""#;
+    let through: &'static [&'static str] = Box::leak(Box::new([
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
         "setpriv",
         "--reuid=65534",
         "--regid=65534",
@@ -127,10 +145,12 @@ fn nobody_with_net_admin_alone_serves() {
         "--ambient-caps=-all,+net_admin",
         "--bounding-set=-all,+net_admin",
         "--no-new-privs",
-    ];
+    ]));
     for (name, arguments) in [("nobody-queue", &["--engine", "queue"][..]), ("nobody-kernel", &["--engine", "kernel"])]
     {
-        let stage = Stage::new(&lab, Setup { name, lb: Some(arguments), routes: 1, endpoints: 10, through }).unwrap();
+        let stage =
+            Stage::new(&lab, Setup { name, middle: Middle::Balancer(arguments), routes: 1, endpoints: 10, through })
+                .unwrap();
         send(&stage, 20_000..20_100, VIP, SERVED);
         wait_for_counts(&stage, "bench", &predicted(20_000..20_100, 10, VIP, SERVED));
         stage.end();

@@ -14,7 +14,7 @@ use martlet_lab::demo::topology::find_martlet;
 use martlet_lab::namespace::Namespace;
 use martlet_lab::process::Process;
 use martlet_lab::wait::{LIMIT, Seen, until};
-use martlet_lab::{End, Lab, Signal, preflight};
+use martlet_lab::{Lab, Signal};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(20, 0, 0, 1);
@@ -45,8 +45,7 @@ struct Pod {
 
 impl Two {
     fn new(arguments: &[&str]) -> Self {
-        preflight::check().unwrap();
-        let lab = Lab::new(End::Remove).unwrap();
+        let lab = crate::lab();
         let (gateway, fabric) = (lab.namespace("gateway").unwrap(), lab.namespace("fabric").unwrap());
         lab.link((&gateway, "out"), (&fabric, "g-out")).unwrap();
         lab.link((&gateway, "in"), (&fabric, "g-in")).unwrap();

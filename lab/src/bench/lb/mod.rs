@@ -20,7 +20,7 @@ use super::report::median;
 use super::{Options, Row};
 use crate::demo::topology::workspace;
 use crate::lab::{End, Lab};
-use stage::{Setup, Stage};
+use stage::{Middle, Setup, Stage};
 use traffic::as_float;
 
 const QUEUE: &[&str] = &["--engine", "queue"];
@@ -67,11 +67,19 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
 }
 
 fn rows(lab: &Lab, effort: Effort) -> Result<Vec<Row>> {
-    let simple = |name, lb| Setup { name, lb, routes: 1, endpoints: 10, through: &[] };
-    let setups =
-        [simple("plain", None), simple("queue", Some(QUEUE)), simple("kernel", Some(KERNEL)), simple("nfq", Some(NFQ))];
-    let stages: Vec<Stage> = setups.into_iter().map(|setup| Stage::new(lab, setup)).collect::<Result<_>>()?;
-    let mut rows = throughput(&stages, effort)?;
+    let simple = |name, middle| Setup { name, middle, routes: 1, endpoints: 10, through: &[] };
+    let setups = [
+        simple("plain", Middle::Plain),
+        simple("queue", Middle::Balancer(QUEUE)),
+        simple("kernel", Middle::Balancer(KERNEL)),
+        simple("nfq", Middle::Balancer(NFQ)),
+        simple("rule", Middle::Rule),
+    ];
+    let mut stages: Vec<Stage> = setups.into_iter().map(|setup| Stage::new(lab, setup)).collect::<Result<_>>()?;
+    let mut rows = policy(&stages, effort)?;
+    // It has said what it can.
+    stages.pop();
+    rows.extend(throughput(&stages, effort)?);
     rows.extend(streams(&stages, effort)?);
     rows.extend(latency(&stages, effort)?);
     rows.extend(lost(&stages, effort)?);
@@ -116,6 +124,20 @@ fn told(name: &str, unit: &str, runs: Vec<f64>) -> Row {
 fn beside(row: Row, values: &Values, others: &[&str], scale: f64) -> Row {
     let one = |name: &&str| Some(((*name).to_owned(), median(values.get(*name)?) / scale));
     Row { peers: others.iter().filter_map(one).collect(), ..row }
+}
+
+/// What routing by mark costs before anything of ours is done: a single policy rule makes the kernel ask rules and tables for
+/// each packet and for its source. No load balancer that routes by mark can be faster.
+fn policy(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
+    let full = in_turns(stages, effort.runs, |stage| traffic::saturated(stage, effort.time))?;
+    Ok(vec![
+        told("saturated, plain with one policy rule", "x plain", ratios(&full, "rule", "plain")),
+        told(
+            "saturated, kernel engine beside one policy rule",
+            "x plain with one rule",
+            ratios(&full, "kernel", "rule"),
+        ),
+    ])
 }
 
 fn throughput(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
@@ -197,7 +219,8 @@ fn lost(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
 
 /// Many routes, many endpoints: against one route and ten endpoints.
 fn scale(lab: &Lab, effort: Effort) -> Result<Vec<Row>> {
-    let setup = |name, routes, endpoints| Setup { name, lb: Some(QUEUE), routes, endpoints, through: &[] };
+    let middle = Middle::Balancer(QUEUE);
+    let setup = |name, routes, endpoints| Setup { name, middle, routes, endpoints, through: &[] };
     let setups = [
         setup("few", 1, 10),
         setup("routes-1000", 1000, 10),

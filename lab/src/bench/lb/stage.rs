@@ -34,13 +34,24 @@ pub const FLOOD: u16 = 4001;
 /// Ten thousand endpoints take their time on a busy machine.
 const READY: Duration = Duration::from_mins(3);
 
+/// Who chooses the way from client to sink.
+#[derive(Clone, Copy, Debug)]
+pub enum Middle {
+    /// The main table: plain forwarding.
+    Plain,
+    /// The same in a namespace with one policy rule, which no packet matches: what the kernel takes for asking its rules.
+    Rule,
+    /// `martlet lb` with these arguments.
+    Balancer(&'static [&'static str]),
+}
+
 /// What stands between client and sink.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// For rows and logs.
     pub name: &'static str,
-    /// Arguments of `martlet lb`; `None`: plain forwarding.
-    pub lb: Option<&'static [&'static str]>,
+    /// Who chooses.
+    pub middle: Middle,
     /// Routes, of which the one that is used has the lowest priority.
     pub routes: u32,
     /// Endpoints.
@@ -108,9 +119,11 @@ impl Stage {
             sink,
             process: None,
         };
-        match stage.setup.lb {
-            None => stage.middle.ip(&format!("route add {VIP}/32 via 10.9.255.254"))?,
-            Some(arguments) => stage.start(lab, arguments)?,
+        let route = format!("route add {VIP}/32 via 10.9.255.254");
+        match stage.setup.middle {
+            Middle::Plain => stage.middle.ip(&route)?,
+            Middle::Rule => stage.middle.ip(&format!("{route}\nrule add fwmark 1 lookup 77 priority 50"))?,
+            Middle::Balancer(arguments) => stage.start(lab, arguments)?,
         }
         Ok(stage)
     }
