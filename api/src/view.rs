@@ -148,6 +148,7 @@ impl fmt::Debug for Password {
 
 /// Optional additions to the seed's `bgp`: `None` or empty is the behaviour of the seed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct BgpExtra {
     /// Only wait for the neighbour's connection.
     pub passive: bool,

@@ -190,6 +190,7 @@ impl Default for Export {
 
 /// One neighbour, as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct NeighborConfig {
     /// Our AS number towards it.
     pub local_as: u32,

@@ -220,12 +220,11 @@ impl Plain {
     fn session(&self, neighbor: &Neighbor) -> Option<SessionId> {
         neighbor.bfd.as_ref()?;
         let remote = neighbor.address.addr();
-        let interface = match neighbor.multihop {
-            Some(_) => None,
-            None => {
-                let link = self.links.iter().find(|link| on_link(link, remote))?;
-                Some((link.up && link.carrier).then(|| link.name.clone())?)
-            }
+        let interface = if neighbor.multihop.is_some() {
+            None
+        } else {
+            let link = self.links.iter().find(|link| on_link(link, remote))?;
+            Some((link.up && link.carrier).then(|| link.name.clone())?)
         };
         Some(SessionId { remote, interface, local: neighbor.source })
     }

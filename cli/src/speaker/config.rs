@@ -51,6 +51,7 @@ const fn bgp_port() -> u16 {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 struct Neighbor {
     address: String,
     #[serde(rename = "remoteASN")]

@@ -66,9 +66,9 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
     if !recoveries.is_empty() {
         page.push_str(
             "\n## Recovery\n\nBFD 300 ms three times on both sides. Milliseconds from the return of the path (of a killed peer: from its\n\
-             first answer, which may come later than the session) until Established to stay. After a carrier loss the kernels ask for\n\
-             each other's link address once a second: that is most of the time (FRR: 0.2 s with `retrans_time_ms` 100 on our side).\n\
-             BIRD waits `error wait time 1,2`, `connect delay time 1` here. FRR closes connections for about four seconds after its\n\
+             first answer, which may come later than the session) until Established to stay. A kernel repeats an unanswered question\n\
+             for a link address once a second: the speaker asks nothing over a link without carrier, so that its first question after\n\
+             the carrier's return is answered. BIRD waits `error wait time 1,2`, `connect delay time 1` here. FRR closes connections for about four seconds after its\n\
              start; when BGP comes up it replaces its BFD session and says Down, diagnostic 3, with the old one: that costs one session.\n\n\
              | peer | what | ms | had come and gone before |\n|---|---|---|---|\n",
         );
