@@ -93,7 +93,7 @@ impl Bird {
     pub fn configure(&self, config: &str) -> Result<()> {
         fs::write(&self.file, config)?;
         let said = self.namespace.output("birdc", &["-s", &self.control, "configure"])?;
-        if said.contains("Reconfigured") { Ok(()) } else { bail!("BIRD does not take its configuration: {said}") }
+        if said.contains("Reconfigur") { Ok(()) } else { bail!("BIRD does not take its configuration: {said}") }
     }
 
     /// Switches its BFD off or on.
