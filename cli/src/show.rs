@@ -2,6 +2,7 @@
 //!
 //! What `show` asks the load balancer instead is in [`crate::lb_show`].
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Subcommand, ValueEnum};
 use martlet_router::control::{Answer, Request, ask};
-use martlet_router::core::Status;
+use martlet_router::core::{BfdView, PeerView, Status};
 use martlet_router::options::CONTROL_SOCKET;
 
 use crate::lb_show::{self, Part};
@@ -188,16 +189,16 @@ fn value(what: What, answer: &Answer) -> anyhow::Result<serde_json::Value> {
 
 fn wide(what: What, answer: &Answer) -> String {
     match (what, answer) {
-        (What::Peers, Answer::Status(status)) => wide_peers(status),
-        (What::Bfd, Answer::Status(status)) => wide_bfd(status),
+        (What::Peers, Answer::Status(status)) => peers(status, true),
+        (What::Bfd, Answer::Status(status)) => bfd(status, true),
         _ => table(what, answer),
     }
 }
 
 fn table(what: What, answer: &Answer) -> String {
     match (what, answer) {
-        (What::Peers, Answer::Status(status)) => peers(status),
-        (What::Bfd, Answer::Status(status)) => bfd(status),
+        (What::Peers, Answer::Status(status)) => peers(status, false),
+        (What::Bfd, Answer::Status(status)) => bfd(status, false),
         (What::Vips, Answer::Status(status)) => vips(status),
         (What::Objects, Answer::Status(status)) if status.conditions.is_empty() => "nothing to complain of\n".into(),
         (What::Objects, Answer::Status(status)) => lines(&status.conditions),
@@ -260,7 +261,7 @@ fn overview(status: &Status) -> String {
     text.extend(status.notes.iter().flat_map(|note| ["note: ", note.as_str(), "\n"]));
     text += &lines(&status.conditions);
     text += &lines(&status.kernel);
-    format!("{text}\n{}\n{}\n{}", peers(status), bfd(status), vips(status))
+    format!("{text}\n{}\n{}\n{}", peers(status, false), bfd(status, false), vips(status))
 }
 
 const fn up(is_up: bool) -> &'static str {
@@ -277,128 +278,61 @@ fn since(seconds: u64) -> String {
     }
 }
 
-fn peers(status: &Status) -> String {
-    let mut table =
-        Table::new(&["PEER", "ADDRESS", "PROTOCOL", "STATE", "SINCE", "BFD", "RECEIVED", "ANNOUNCED", "LAST ERROR"]);
-    for (name, peer) in &status.peers {
-        table.row([
-            name.clone(),
-            peer.address.map_or_else(String::new, |address| address.to_string()),
-            peer.protocol.clone(),
-            peer.state.clone(),
-            since(peer.since_s),
-            peer.bfd.clone().unwrap_or_else(|| "-".into()),
-            peer.received.to_string(),
-            peer.announced.to_string(),
-            peer.last_error.clone().unwrap_or_default(),
-        ]);
+/// A column: its name, whether only `-o wide` has it, and what stands in it.
+type Column<T> = (&'static str, bool, fn(&T) -> String);
+
+/// The rows by name; the first column is the name.
+fn columns<T>(rows: &BTreeMap<String, T>, first: &'static str, columns: &[Column<T>], wide: bool) -> String {
+    let shown: Vec<_> = columns.iter().filter(|(_, is_wide, _)| wide || !is_wide).collect();
+    let heads: Vec<_> = std::iter::once(first).chain(shown.iter().map(|(head, ..)| *head)).collect();
+    let mut table = Table::new(&heads);
+    for (name, row) in rows {
+        table.row(std::iter::once(name.clone()).chain(shown.iter().map(|(.., cell)| cell(row))));
     }
     table.to_string()
 }
 
-fn bfd(status: &Status) -> String {
-    let mut table = Table::new(&[
-        "SESSION",
-        "STATE",
-        "SINCE",
-        "INTERVAL",
-        "DETECTION",
-        "DIAGNOSTIC",
-        "REMOTE",
-        "REMOTE DIAGNOSTIC",
-    ]);
-    for (name, session) in &status.bfd {
-        table.row([
-            name.clone(),
-            session.state.clone(),
-            since(session.since_s),
-            format!("{}ms", session.transmit_interval_ms),
-            format!("{}ms", session.detection_time_ms),
-            session.diagnostic.clone(),
-            session.remote_state.clone(),
-            session.remote_diagnostic.clone(),
-        ]);
-    }
-    table.to_string()
+const PEERS: [Column<PeerView>; 16] = [
+    ("ADDRESS", false, |peer| or_dash(peer.address)),
+    ("INTERFACE", true, |peer| peer.interface.clone()),
+    ("PROTOCOL", false, |peer| peer.protocol.clone()),
+    ("LOCAL AS", true, |peer| peer.local_as.to_string()),
+    ("REMOTE AS", true, |peer| peer.remote_as.to_string()),
+    ("ROUTER ID", true, |peer| or_dash(peer.router_id)),
+    ("STATE", false, |peer| peer.state.clone()),
+    ("SINCE", false, |peer| since(peer.since_s)),
+    ("NEGOTIATED", true, |peer| if peer.negotiated.is_empty() { "-".into() } else { peer.negotiated.join(", ") }),
+    ("HOLD", true, |peer| format!("{}s", peer.hold_time_s)),
+    ("KEEPALIVE", true, |peer| format!("{}s", peer.keepalive_s)),
+    ("BFD", false, |peer| or_dash(peer.bfd.as_ref())),
+    ("RECEIVED", false, |peer| peer.received.to_string()),
+    ("ANNOUNCED", false, |peer| peer.announced.to_string()),
+    ("DESCRIPTION", true, |peer| or_dash(peer.description.as_ref())),
+    ("LAST ERROR", false, |peer| peer.last_error.clone().unwrap_or_default()),
+];
+
+const BFD: [Column<BfdView>; 9] = [
+    ("STATE", false, |session| session.state.clone()),
+    ("SINCE", false, |session| since(session.since_s)),
+    ("DISCRIMINATOR", true, |session| session.local_discriminator.to_string()),
+    ("REMOTE DISCRIMINATOR", true, |session| session.remote_discriminator.to_string()),
+    ("INTERVAL", false, |session| format!("{}ms", session.transmit_interval_ms)),
+    ("DETECTION", false, |session| format!("{}ms", session.detection_time_ms)),
+    ("DIAGNOSTIC", false, |session| session.diagnostic.clone()),
+    ("REMOTE", false, |session| session.remote_state.clone()),
+    ("REMOTE DIAGNOSTIC", false, |session| session.remote_diagnostic.clone()),
+];
+
+fn peers(status: &Status, wide: bool) -> String {
+    columns(&status.peers, "PEER", &PEERS, wide)
+}
+
+fn bfd(status: &Status, wide: bool) -> String {
+    columns(&status.bfd, "SESSION", &BFD, wide)
 }
 
 fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".into(), |value| value.to_string())
-}
-
-fn wide_peers(status: &Status) -> String {
-    let mut table = Table::new(&[
-        "PEER",
-        "ADDRESS",
-        "INTERFACE",
-        "PROTOCOL",
-        "LOCAL AS",
-        "REMOTE AS",
-        "ROUTER ID",
-        "STATE",
-        "SINCE",
-        "NEGOTIATED",
-        "HOLD",
-        "KEEPALIVE",
-        "BFD",
-        "RECEIVED",
-        "ANNOUNCED",
-        "DESCRIPTION",
-        "LAST ERROR",
-    ]);
-    for (name, peer) in &status.peers {
-        let negotiated = if peer.negotiated.is_empty() { "-".into() } else { peer.negotiated.join(", ") };
-        table.row([
-            name.clone(),
-            or_dash(peer.address),
-            peer.interface.clone(),
-            peer.protocol.clone(),
-            peer.local_as.to_string(),
-            peer.remote_as.to_string(),
-            or_dash(peer.router_id),
-            peer.state.clone(),
-            since(peer.since_s),
-            negotiated,
-            format!("{}s", peer.hold_time_s),
-            format!("{}s", peer.keepalive_s),
-            or_dash(peer.bfd.as_ref()),
-            peer.received.to_string(),
-            peer.announced.to_string(),
-            or_dash(peer.description.as_ref()),
-            peer.last_error.clone().unwrap_or_default(),
-        ]);
-    }
-    table.to_string()
-}
-
-fn wide_bfd(status: &Status) -> String {
-    let mut table = Table::new(&[
-        "SESSION",
-        "STATE",
-        "SINCE",
-        "DISCRIMINATOR",
-        "REMOTE DISCRIMINATOR",
-        "INTERVAL",
-        "DETECTION",
-        "DIAGNOSTIC",
-        "REMOTE",
-        "REMOTE DIAGNOSTIC",
-    ]);
-    for (name, session) in &status.bfd {
-        table.row([
-            name.clone(),
-            session.state.clone(),
-            since(session.since_s),
-            session.local_discriminator.to_string(),
-            session.remote_discriminator.to_string(),
-            format!("{}ms", session.transmit_interval_ms),
-            format!("{}ms", session.detection_time_ms),
-            session.diagnostic.clone(),
-            session.remote_state.clone(),
-            session.remote_diagnostic.clone(),
-        ]);
-    }
-    table.to_string()
 }
 
 fn vips(status: &Status) -> String {

@@ -4,27 +4,28 @@ use std::fmt;
 
 /// Rows of texts under headings.
 #[derive(Debug)]
-pub struct Table<const N: usize> {
-    rows: Vec<[String; N]>,
+pub struct Table {
+    rows: Vec<Vec<String>>,
 }
 
-impl<const N: usize> Table<N> {
+impl Table {
     /// A table with these headings.
-    pub fn new(headings: &[&str; N]) -> Self {
-        Self { rows: vec![headings.map(str::to_owned)] }
+    pub fn new(headings: &[&str]) -> Self {
+        Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
     }
 
     /// One more row.
-    pub fn row(&mut self, row: [String; N]) {
-        self.rows.push(row);
+    pub fn row(&mut self, row: impl IntoIterator<Item = String>) {
+        self.rows.push(row.into_iter().collect());
     }
 }
 
-impl<const N: usize> fmt::Display for Table<N> {
+impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
         let width =
             |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|text| text.chars().count()).max();
-        let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or_default()).collect();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
         for row in &self.rows {
             let padded: Vec<String> = row.iter().zip(&widths).map(|(text, width)| format!("{text:<width$}")).collect();
             writeln!(f, "{}", padded.join("   ").trim_end())?;
