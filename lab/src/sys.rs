@@ -20,6 +20,8 @@ pub enum Signal {
     Cont,
     /// SIGINT: Ctrl-C.
     Int,
+    /// SIGHUP: read everything anew.
+    Hup,
 }
 
 impl Signal {
@@ -30,6 +32,7 @@ impl Signal {
             Self::Stop => libc::SIGSTOP,
             Self::Cont => libc::SIGCONT,
             Self::Int => libc::SIGINT,
+            Self::Hup => libc::SIGHUP,
         }
     }
 }
