@@ -150,8 +150,10 @@ mod tests {
         Bfd { auth: Some(("KeyedSHA1".into(), 1, key(text))), ..Bfd::default() }
     }
 
-    /// The sessions of these routers, called a, b and so on, and whom each of them got.
-    fn made(routers: &[GatewayRouter]) -> (BTreeMap<SessionId, SessionConfig>, Vec<Result<Option<SessionId>, String>>) {
+    type Got = Result<Option<SessionId>, String>;
+
+    /// The sessions of these routers, called a, b and so on, and what each of them got.
+    fn made(routers: &[GatewayRouter]) -> (BTreeMap<SessionId, SessionConfig>, Vec<Got>) {
         let named = ["a", "b", "c"].map(Arc::from).into_iter().zip(routers.iter().cloned());
         let view = View {
             gateway: martlet_api::view::ObjectName { namespace: "default".into(), name: "sllb-a".into() },
