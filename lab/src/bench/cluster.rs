@@ -93,6 +93,20 @@ impl<'c, 'lab> Scene<'c, 'lab> {
             "    all endpoints are in slices {:.1} s after the start of the controller",
             start.elapsed().as_secs_f32()
         );
+        // What it costs to begin is no cost of a change.
+        let mut before = Vec::new();
+        let written = Api::<DynamicObject>::namespaced_with(client.clone(), &namespace, &route_resource());
+        objects::wait_for("every status to be written", LIMIT, async || {
+            let all = written.list_metadata(&ListParams::default().match_any()).await?;
+            let versions: Vec<_> = all.items.into_iter().map(|route| route.metadata.resource_version).collect();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let quiet = versions == before;
+            before = versions;
+            let made = cluster.kubectl(&["get", "deployments", "-n", &namespace, "-o", "name"])?.lines().count();
+            Ok((quiet && made == gateways).then_some(()))
+        })
+        .await?;
+        println!("    every status is written {:.1} s after its start", start.elapsed().as_secs_f32());
 
         let fabric = lab.namespace("fabric")?;
         fabric.bridge("internal", &[])?;
@@ -291,6 +305,10 @@ fn objects_of(gateway: usize) -> Vec<Value> {
                         "protocols": ["TCP"]}})
     }));
     all
+}
+
+fn route_resource() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("meridio.experiment.gateway.api.poc", "v1alpha1", "L34Route"))
 }
 
 fn pod_name(gateway: usize, number: usize) -> String {
