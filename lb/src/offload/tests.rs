@@ -32,6 +32,16 @@ fn address_in(registers: &[u8], family: Family) -> IpAddr {
     }
 }
 
+fn number_in(registers: &[u8], register: Register) -> u32 {
+    let at = usize::from(register.0) * 4;
+    u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap())
+}
+
+fn put(registers: &mut [u8], register: Register, octets: &[u8]) {
+    let at = usize::from(register.0) * 4;
+    registers[at..at + octets.len()].copy_from_slice(octets);
+}
+
 /// Runs a chain over a packet whose transport header begins at `transport`.
 fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
     walk_chain(made, chain_of(family), family, packet, transport, protocol)
@@ -40,12 +50,11 @@ fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protoco
 fn walk_chain(made: &Offload, chain: &str, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
     'rules: for rule in &made.chains[chain].rules {
         let mut registers = [0_u8; 64];
-        let mut mark = 0;
+        let mut mark = 0_u32;
         for expression in &rule.0 {
             match expression {
                 Expression::Meta { key: MetaKey::Mark, to } => {
-                    let at = usize::from(to.0) * 4;
-                    registers[at..at + 4].copy_from_slice(&u32::to_ne_bytes(mark));
+                    put(&mut registers, *to, &mark.to_ne_bytes());
                 }
                 Expression::Meta { key, to } => {
                     let value = match key {
@@ -59,8 +68,7 @@ fn walk_chain(made: &Offload, chain: &str, family: Family, packet: &[u8], transp
                         MetaKey::Protocol => protocol,
                         _ => panic!("not used"),
                     };
-                    let at = usize::from(to.0) * 4;
-                    registers[at..at + 4].copy_from_slice(&[value, 0, 0, 0]);
+                    put(&mut registers, *to, &[value, 0, 0, 0]);
                 }
                 Expression::Payload { base, offset, length, to } => {
                     let start =
@@ -94,8 +102,7 @@ fn walk_chain(made: &Offload, chain: &str, family: Family, packet: &[u8], transp
                 }
                 Expression::Lookup { register, set, found: true } if matches!(made.sets[set], Set::Counted(_)) => {
                     let Set::Counted(marks) = &made.sets[set] else { continue };
-                    let at = usize::from(register.0) * 4;
-                    let key = u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap());
+                    let key = number_in(&registers, *register);
                     assert!(marks.contains(&key), "a packet is forwarded that {set} does not count");
                 }
                 Expression::Lookup { register, set, found } => {
@@ -108,8 +115,7 @@ fn walk_chain(made: &Offload, chain: &str, family: Family, packet: &[u8], transp
                 Expression::Hash { from, length, modulus, seed, to } => {
                     let at = usize::from(from.0) * 4;
                     let hash = jhash(&registers[at..at + usize::try_from(*length).unwrap()], *seed);
-                    let at = usize::from(to.0) * 4;
-                    registers[at..at + 4].copy_from_slice(&scale(hash, *modulus).to_ne_bytes());
+                    put(&mut registers, *to, &scale(hash, *modulus).to_ne_bytes());
                 }
                 Expression::Map { register, map, .. } if matches!(made.sets[map], Set::Map { .. }) => {
                     let Set::Map { key, elements, .. } = &made.sets[map] else { continue };
@@ -121,19 +127,15 @@ fn walk_chain(made: &Offload, chain: &str, family: Family, packet: &[u8], transp
                 Expression::Goto(next) => return walk_chain(made, next, family, packet, transport, protocol),
                 Expression::Map { register, map, to } => {
                     let Set::Marks(marks) = &made.sets[map] else { panic!("{map}") };
-                    let at = usize::from(register.0) * 4;
-                    let slot = u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap());
-                    let at = usize::from(to.0) * 4;
-                    registers[at..at + 4].copy_from_slice(&marks[usize::try_from(slot).unwrap()].to_ne_bytes());
+                    let slot = number_in(&registers, *register);
+                    put(&mut registers, *to, &marks[usize::try_from(slot).unwrap()].to_ne_bytes());
                 }
                 Expression::SetMark { from } => {
-                    let at = usize::from(from.0) * 4;
-                    mark = u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap());
+                    mark = number_in(&registers, *from);
                 }
                 Expression::Counter => {}
                 Expression::Immediate { to, value } => {
-                    let at = usize::from(to.0) * 4;
-                    registers[at..at + value.len()].copy_from_slice(value);
+                    put(&mut registers, *to, value);
                 }
                 Expression::Accept => return End::Mark(mark),
                 Expression::Queue(_) => return End::Queue,
