@@ -139,7 +139,7 @@ fn bird(own: &[String]) -> String {
 fn frr(own: &[String]) -> String {
     let mut text = format!(
         "frr defaults datacenter\nip prefix-list vip seq 5 permit {VIP}/32\nip prefix-list none seq 5 deny any\n\
-         router bgp {SUBJECT_AS}\n bgp router-id {SUBJECT}\n no bgp ebgp-requires-policy\n no bgp network import-check\n"
+         router bgp {SUBJECT_AS}\n bgp router-id {SUBJECT}\n no bgp ebgp-requires-policy\n no bgp network import-check\n timers bgp 30 90\n"
     );
     for (address, asn) in NEIGHBORS {
         let _ = writeln!(text, " neighbor {address} remote-as {asn}\n neighbor {address} passive");
