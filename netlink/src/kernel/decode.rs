@@ -267,7 +267,7 @@ mod tests {
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).unwrap().payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) => match route(reader, &message) {
                 Seen::Ours(object) => Some(object),
-                Seen::Foreign(_) | Seen::Elsewhere => None,
+                Seen::Foreign(_) | Seen::Main(..) | Seen::Elsewhere => None,
             },
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(message)) => rule(reader, &message),
             other => panic!("{other:?}"),
