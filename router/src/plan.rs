@@ -169,14 +169,15 @@ impl Links {
         }
         let link = match self.live(interface) {
             Ok(link) if on_link(link, hop) => link,
-            Ok(own) if multihop => match self.iter().find(|link| link.up && link.carrier && on_link(link, hop)) {
-                Some(link) => link,
-                None => {
-                    let way =
-                        self.recursive(hop, own.index).ok_or_else(|| Unresolved::OffLink(hop, interface.clone()))?;
+            Ok(own) if multihop => {
+                if let Some(link) = self.iter().find(|link| link.up && link.carrier && on_link(link, hop)) {
+                    link
+                } else {
+                    let way = self.recursive(hop, own.index);
+                    let way = way.ok_or_else(|| Unresolved::OffLink(hop, interface.clone()))?;
                     return Ok(NextHop { weight: weight.clamp(1, 256), ..way });
                 }
-            },
+            }
             Ok(_) => return Err(Unresolved::OffLink(hop, interface.clone())),
             Err(error) => return Err(error),
         };
