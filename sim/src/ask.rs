@@ -88,8 +88,8 @@ impl World {
         let adopts = (!one.adopted.is_empty()).then(|| one.started + nanos(ADOPT) + 200 * MS - 1);
         let kept = one.kept.values().map(|kept| kept.until.saturating_sub(1));
         let talks = one.wires.values().filter_map(|wire| Some(wire.talks_since? + 1100 * MS));
-        let once = [leaves, hurt, adopts].into_iter().flatten();
-        once.chain(bad).chain(kept).chain(talks).filter(|limit| *limit >= self.now).min().unwrap_or(u64::MAX)
+        let limits = [leaves, hurt, adopts].into_iter().flatten();
+        limits.chain(bad).chain(kept).chain(talks).filter(|limit| *limit >= self.now).min().unwrap_or(u64::MAX)
     }
 
     fn wrongly_announced(&self, pod: usize, version: usize) -> Option<(&'static str, String)> {

@@ -73,7 +73,9 @@ mod tests {
     #[test]
     fn what_is_earlier_comes_first_and_at_one_time_what_was_asked_for_first() {
         let mut queue = Queue::default();
-        [(5, 'c'), (3, 'a'), (5, 'd'), (4, 'b')].map(|(time, what)| queue.push(time, what));
+        for (time, what) in [(5, 'c'), (3, 'a'), (5, 'd'), (4, 'b')] {
+            queue.push(time, what);
+        }
         assert_eq!((queue.next_at(), queue.len()), (Some(3), 4));
         assert_eq!(std::iter::from_fn(|| queue.pop()).collect::<String>(), "abcd");
         assert_eq!(queue.next_at(), None);

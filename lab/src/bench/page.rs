@@ -15,9 +15,10 @@ Figures of one machine say little about another: compare columns, not pages.
 type Picture = (&'static str, &'static str);
 
 /// The parts, what they are about, and their pictures.
-const PARTS: [(&str, &str, &[Picture]); 6] = [
+const PARTS: [(&str, &str, &[Picture]); 7] = [
     ("router", "Router: from an event to the kernel and to the wire", &[]),
     ("bgp", "BGP: a million prefixes", &[]),
+    ("recovery", "Recovery: from the return of the path to the session", &[]),
     ("bfd", "BFD: detection, and many sessions", &[]),
     (
         "lb",

@@ -57,11 +57,10 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
     let all = all.into_iter().collect::<Result<Vec<Times>>>()?;
     let mut rows = Vec::new();
     for what in BREAKS {
-        let of = |who: usize, pick: fn(&(f64, f64)) -> f64| -> Vec<f64> {
+        let of = |who: usize, pick: Pick| -> Vec<f64> {
             all.get(who).and_then(|times| times.get(what)).into_iter().flatten().map(pick).collect()
         };
-        let picks: [(&str, f64, fn(&(f64, f64)) -> f64); 2] =
-            [("Established", ESTABLISHED, |t| t.0), ("BFD Up", UP, |t| t.1)];
+        let picks: [(_, _, Pick); 2] = [("Established", ESTABLISHED, |t| t.0), ("BFD Up", UP, |t| t.1)];
         for (name, bound, pick) in picks {
             let mut row = Row::below(&format!("recovery: {what}, {name}"), "ms", bound, of(0, pick));
             row.peers = (1..WHO.len()).map(|who| (WHO[who].to_owned(), median(&of(who, pick)))).collect();
@@ -70,6 +69,9 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
     }
     Ok(rows)
 }
+
+/// One of the two times of a round.
+type Pick = fn(&(f64, f64)) -> f64;
 
 fn one(who: &str, rounds: u32) -> Result<Times> {
     let lab = Lab::new(End::Remove)?;
@@ -163,15 +165,12 @@ fn speaker(
     fs::write(&file, text)?;
     let mut command = Command::new(find_martlet()?);
     command.arg("speaker");
-    match events {
-        Some(path) => {
-            command.arg("--json").arg(file);
-            lab.spawn_into(name, namespace, command, path)
-        }
-        None => {
-            command.arg(file);
-            lab.spawn(name, Some(namespace), command)
-        }
+    if let Some(path) = events {
+        command.arg("--json").arg(file);
+        lab.spawn_into(name, namespace, command, path)
+    } else {
+        command.arg(file);
+        lab.spawn(name, Some(namespace), command)
     }
 }
 
