@@ -191,9 +191,9 @@ fn error(six: bool, kind: u8, shape: u8, flow: (u8, u8, u8), ports: [u16; 2]) ->
     outer.extend(inner);
     let length = u8::try_from(outer.len()).unwrap();
     if six {
-        outer[5] = length - 40
+        outer[5] = length - 40;
     } else {
-        outer[3] = length
+        outer[3] = length;
     }
     outer
 }

@@ -198,7 +198,7 @@ pub fn errors_reach_their_endpoints(lab: &Lab) {
         let mut error = [&[1, 0, 0, 0, 0, 0, 0, 0][..], &inner].concat();
         let mut pseudo = ip(client(vip), vip, 58, None, &error);
         let addresses: Vec<u8> = pseudo.drain(..40).skip(8).collect();
-        let length = u16::try_from(error.len()).unwrap().to_be_bytes();
+        let length = u16::try_from(error.len()).expect("a length of 16 bits").to_be_bytes();
         let sum = craft::checksum(&[&addresses[..], &[0, 58], &length, &error].concat());
         error[2..4].copy_from_slice(&sum);
         ip(client(vip), vip, 58, None, &error)

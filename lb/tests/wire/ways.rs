@@ -93,10 +93,10 @@ fn octets_of_the_payload_choose_the_route_in_both_engines() {
         let (lab, lb) = serving(&format!("bytes-{engine:?}").to_lowercase(), 3, |options| options.engine = engine);
         lab.add("bytes.yaml", BYTES);
         // A source port whose flow is not application 3's by itself.
-        let port = (34_000..).find(|port| expected_of(VIP4, 17, *port, &all) != 3).expect("one");
+        let port = (24_000..25_000).find(|port| expected_of(VIP4, 17, *port, &all) != 3).expect("one");
         eventually("the route is in force", || lab.say(VIP4, port, b"gold") == Some(3));
         for vip in [VIP4, VIP6] {
-            for port in 35_000..35_020 {
+            for port in 25_000..25_020 {
                 let own = expected_of(vip, 17, port, &all);
                 let said = [&b"gold"[..], b"gola", b"silver"].map(|word| lab.say(vip, port, word));
                 assert_eq!(said, [Some(3), Some(3), Some(own)], "{engine:?}: {vip} from {port}");
@@ -150,7 +150,7 @@ fn an_endpoint_that_changes_its_address_or_its_hardware_is_found() {
             assert!(lab.run(&two, command).0, "{command}");
         }
     };
-    let port = |vip| (36_000..).find(|port| expected_of(vip, 17, *port, &all) == 2).expect("one");
+    let port = |vip| (26_000..27_000).find(|port| expected_of(vip, 17, *port, &all) == 2).expect("one");
     // Another address: the identifier, and so the flows, are the same.
     change(&[
         "ip addr del 10.9.0.12/24 dev eth0",
@@ -186,7 +186,7 @@ fn an_endpoint_that_changes_its_address_or_its_hardware_is_found() {
 impl Lab {
     /// In the client: one datagram of these octets from a port; who answered.
     fn say(&self, vip: std::net::IpAddr, port: u16, word: &'static [u8]) -> Option<u8> {
-        let work = move || {
+        let ask = move || {
             let socket = UdpSocket::bind((client(vip), port)).expect("bind");
             socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
             socket.connect((vip, 4000)).expect("connect");
@@ -194,6 +194,6 @@ impl Lab {
             socket.send(word).and_then(|_| socket.recv(&mut octet)).ok()?;
             Some(octet[0])
         };
-        within(self.client(), work).join().expect("client")
+        within(self.client(), ask).join().expect("client")
     }
 }
