@@ -1,5 +1,4 @@
 //! A neighbour with a full table does not keep the others waiting: work is bounded by the octets of one turn, not by a table.
-#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
 mod puppet;
 
