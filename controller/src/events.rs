@@ -1,7 +1,7 @@
 //! Events on the server, without a flood: what was said of the same object lately is counted, not said again.
 //!
-//! [`Told`] is pure: notes in, requests out. Of one object and reason at most [`MOST`] Events with texts of their own are made in
-//! a [`WINDOW`]; what else comes is counted on one more that says so. A count is written at most every [`COUNT_EVERY`]. What cannot be
+//! [`Told`] is pure: notes in, requests out. Of one object and reason at most `MOST` Events with texts of their own are made in
+//! a `WINDOW`; what else comes is counted on one more that says so. A count is written at most every `COUNT_EVERY`. What cannot be
 //! told is dropped: Events are for humans, and conditions say the same.
 
 use std::collections::BTreeMap;
