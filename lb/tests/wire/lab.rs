@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -61,6 +61,17 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A socket with this address, as soon as nobody has it: a program that another test starts holds what this process had open until it is
+/// loaded, the socket of the last question with it.
+pub fn bound(address: impl ToSocketAddrs) -> UdpSocket {
+    let mut socket = None;
+    eventually("the port is free", || {
+        socket = UdpSocket::bind(&address).ok();
+        socket.is_some()
+    });
+    socket.expect("bound")
 }
 
 /// A lab whose applications are all ready, and a load balancer that says so.
@@ -282,7 +293,7 @@ impl Lab {
         let stopped = Arc::clone(&stop);
         let work = move || {
             let open = |port: u16| {
-                let socket = UdpSocket::bind((crate::craft::client(vip), port)).expect("bind");
+                let socket = bound((crate::craft::client(vip), port));
                 socket.connect((vip, 4000)).expect("connect");
                 socket
             };
@@ -318,7 +329,7 @@ impl Lab {
     /// The same to any port.
     pub fn ask_at(&self, to: SocketAddr, port: u16) -> Option<u8> {
         let ask = move || {
-            let socket = UdpSocket::bind((crate::craft::client(to.ip()), port)).expect("bind");
+            let socket = bound((crate::craft::client(to.ip()), port));
             socket.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
             socket.connect(to).expect("connect");
             let mut octet = [0];

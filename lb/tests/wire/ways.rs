@@ -1,12 +1,11 @@
 //! What a packet is like where it arrives, and where that is: hop limits, octets, SCTP in UDP, neighbours, errors by nftables.
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
 
 use martlet_lb::offload::Engine;
 
 use crate::craft::{client, ip, sctp, udp};
-use crate::lab::{Lab, PATIENCE, VIP4, VIP6, eventually, serving, within};
+use crate::lab::{Lab, PATIENCE, VIP4, VIP6, bound, eventually, serving, within};
 use crate::packets::{each_to_its_endpoint, errors_reach_their_endpoints};
 use crate::{everybody_answers, expected_of};
 
@@ -187,7 +186,7 @@ impl Lab {
     /// In the client: one datagram of these octets from a port; who answered.
     fn say(&self, vip: std::net::IpAddr, port: u16, word: &'static [u8]) -> Option<u8> {
         let ask = move || {
-            let socket = UdpSocket::bind((client(vip), port)).expect("bind");
+            let socket = bound((client(vip), port));
             socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
             socket.connect((vip, 4000)).expect("connect");
             let mut octet = [0];
