@@ -85,7 +85,7 @@ impl World {
         let hung = one.lb.hung.as_ref().map_or(one.lb.woke_at, |(since, _)| *since + SILENCE_NS) + 60 * MS;
         let bad = one.bad_since.values().map(|since| hung.max(*since + 60 * MS));
         let hurt = one.kernel.hurt.map(|hurt| hurt + 40_000 * MS - 1);
-        let adopts = (!one.adopted.is_empty()).then(|| one.started + nanos(ADOPT) + 200 * MS - 1);
+        let adopts = one.configured.map(|since| since + nanos(ADOPT) + 200 * MS - 1);
         let kept = one.kept.values().map(|kept| kept.until.saturating_sub(1));
         let talks = one.wires.values().filter_map(|wire| Some(wire.talks_since? + 1100 * MS));
         let limits = [leaves, hurt, adopts].into_iter().flatten();
@@ -158,7 +158,8 @@ impl World {
         if one.applying || one.kernel.hurt.is_some_and(|hurt| self.now < hurt + 40_000 * MS) || one.kernel.refuses {
             return None;
         }
-        let adopting = self.now < one.started + u64::try_from(ADOPT.as_nanos()).unwrap_or_default() + 200 * MS;
+        // Without objects nobody knows what to take away: the time of adopted routes begins with the first.
+        let adopting = self.now < one.configured? + u64::try_from(ADOPT.as_nanos()).unwrap_or_default() + 200 * MS;
         for (prefix, hops) in &**one.kernel.learned() {
             if adopting && one.adopted.contains(prefix) {
                 continue;
@@ -194,7 +195,12 @@ impl World {
             return None;
         }
         let there = one.kernel.learned();
-        let gone = one.untold.iter().find(|prefix| !there.contains_key(*prefix) && !one.sessions.is_empty())?;
+        // A static gateway that was Up in between has told its default routes, without a session.
+        let by_static = |prefix: &IpNet| self.script.topology.r#static && prefix.prefix_len() == 0;
+        let gone = one
+            .untold
+            .iter()
+            .find(|prefix| !there.contains_key(*prefix) && !one.sessions.is_empty() && !by_static(prefix))?;
         Some(("adopted", format!("pod-{pod} took {gone} of its former router away although nobody has told it anew")))
     }
 

@@ -71,6 +71,8 @@ pub struct Bfd {
     pub heard_at: u64,
     /// What the second reading makes the detection time.
     pub detection: u64,
+    /// The multiplier and the interval that the other end told last.
+    pub told: (u64, u64),
 }
 
 /// What was broken, what was counted, what was seen.
@@ -225,7 +227,8 @@ impl Check {
                 self.saw("adoption".into());
             }
             Event::AdoptionEnded(..) => {
-                let by_time = now + 100 * MS >= pod.started + u64::try_from(ADOPT.as_nanos()).unwrap_or_default();
+                let by_time = now + 100 * MS
+                    >= pod.configured.unwrap_or(pod.started) + u64::try_from(ADOPT.as_nanos()).unwrap_or_default();
                 self.saw(if by_time { "adoption ended by time" } else { "adoption ended by End-of-RIB" }.into());
             }
             Event::Repaired(_) => self.saw("repair".into()),
@@ -279,6 +282,8 @@ impl Check {
         let overdue = bfd.owes_poll && !last;
         let gap = now - before.sent_at;
         let periodic = same && !poll && !last;
+        // A longer detection time counts at once, a shorter one when the Poll is answered (section 6.8.3).
+        bfd.detection = bfd.detection.max(bfd.told.0 * intervals.1.max(bfd.told.1) * 1000);
         bfd.equal = if periodic && gap == before.gap { before.equal + 1 } else { 0 };
         let even = bfd.equal >= 5;
         (bfd.ours, bfd.state, bfd.intervals, bfd.sent_at, bfd.gap) = (ours, state, intervals, now, gap);
@@ -300,7 +305,8 @@ impl Check {
         let good = payload.len() == 24 && payload[0] >> 5 == 1 && payload[3] == 24 && payload[2] != 0;
         if good && payload.get(8..12) == Some(&bfd.ours) {
             bfd.heard_at = now;
-            bfd.detection = u64::from(payload[2]) * bfd.intervals.1.max(word(payload, 12)) * 1000;
+            bfd.told = (u64::from(payload[2]), word(payload, 12));
+            bfd.detection = bfd.told.0 * bfd.intervals.1.max(bfd.told.1) * 1000;
         }
     }
 
@@ -370,7 +376,8 @@ impl Check {
         self.ask("farewell");
         let left: Vec<_> = pod.kernel.learned().keys().collect();
         let hurt = pod.kernel.hurt.is_some_and(|hurt| now < hurt + 40_000 * MS) || pod.kernel.refuses;
-        if !left.is_empty() && !hurt && pod.version.is_some() {
+        // One that had no objects when it was told to end owns nothing.
+        if !left.is_empty() && !hurt && pod.configured.is_some() {
             self.fail(now, "farewell", format!("a router has ended and left its learned routes: {left:?}"));
         }
     }

@@ -215,6 +215,8 @@ pub struct Pod {
     pub draining: bool,
     /// When the process started.
     pub started: u64,
+    /// When it was given its first objects: adopted routes are kept from then on.
+    pub configured: Option<u64>,
     /// Learned routes that were there when it started and nobody may take away yet.
     pub adopted: BTreeSet<IpNet>,
     /// Those of them whose family nobody has told anew.
@@ -309,6 +311,7 @@ impl Pod {
             stopping: None,
             draining: false,
             started: 0,
+            configured: None,
             adopted: BTreeSet::new(),
             untold: BTreeSet::new(),
             bad_since: BTreeMap::new(),
@@ -332,6 +335,7 @@ impl Pod {
         self.dumped = None;
         self.took = 0;
         self.version = None;
+        self.configured = None;
         self.said = Lb::unknown();
         self.told_bfd.clear();
         self.sessions.clear();

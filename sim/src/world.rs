@@ -322,6 +322,9 @@ impl World {
             return;
         }
         self.pods[pod].version = Some(version);
+        if self.pods[pod].stopping.is_none() {
+            self.pods[pod].configured.get_or_insert(self.now);
+        }
         self.pods[pod].dirty = true;
         if self.api.versions[version].view.routers != self.api.versions[0].view.routers {
             // Who is no longer asked for, or not yet again, need not be waited for.
