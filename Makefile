@@ -11,7 +11,7 @@ export MARTLET_BIN ?= $(LAB)/martlet
 export MARTLET_LAB_BIN ?= $(LAB)/martlet-lab
 
 # Labs against real peers, a file a topic.
-LAB_TESTS := demo lab lb bfd bfd_clients bgp_live interop fields teach weakness resilience topology docs sim
+LAB_TESTS := demo lab lb bfd bfd_clients bgp_live bgp_restart interop fields teach weakness resilience topology docs sim
 
 .PHONY: help setup setup-unit build demo test test-unit lint lab-tests lab containerlab images images-check lab-images interop cluster sim sim-mutants test-all bench fuzz soak deny clean
 

@@ -13,7 +13,7 @@ use martlet_lab::capture::{Capture, concerns};
 use martlet_lab::namespace::Namespace;
 use martlet_lab::pair::Pair;
 use martlet_lab::peer::{Make, Peer};
-use martlet_lab::stage::{EXTERNAL, PORT, Stage, VIPS, frr_config, gateway, pod, setup, told};
+use martlet_lab::stage::{EXTERNAL, PORT, Stage, VIPS, frr_config, gateway, gateway_router, pod, setup, told};
 use martlet_lab::stream::Stream;
 use martlet_lab::wait::{LIMIT, Seen, until};
 use martlet_lab::{Cut, Signal, preflight};
@@ -24,6 +24,22 @@ const SINK: &str = "198.51.100.1:5000";
 
 fn bird(number: u8, ipv6: bool, stage: &Stage) -> Box<dyn Peer + Send> {
     stage.peer(number, Make::Bird, &setup(number, ipv6)).unwrap()
+}
+
+/// A pod with these VIPs; BIRD as gateway 1, whose session is up and whose default route is in the kernel.
+fn established_with(vips: &[&str]) -> (Stage, Box<dyn Peer + Send>) {
+    preflight::check().unwrap();
+    let mut stage = Stage::new(1, vips).unwrap();
+    let bird = bird(1, false, &stage);
+    stage.put_router("gw", gateway(1, false), "").unwrap();
+    stage.start_router(&[]).unwrap();
+    is_whole(&stage);
+    (stage, bird)
+}
+
+fn is_whole(stage: &Stage) {
+    stage.up("gw").unwrap();
+    stage.until_hops(false, &[gateway(1, false)]).unwrap();
 }
 
 /// An application behind the pod, and what a load balancer would do for it: `to VIP` leads there before all other rules.
@@ -211,15 +227,10 @@ fn one_family_fails_and_the_other_does_not_notice() {
 
 #[test]
 fn an_interface_goes_down_loses_its_address_is_renamed_and_comes_back() {
-    preflight::check().unwrap();
-    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
-    let four = bird(1, false, &stage);
-    stage.put_router("gw", gateway(1, false), "").unwrap();
-    stage.start_router(&[]).unwrap();
+    let (stage, four) = established_with(&[VIPS[0]]);
     let back = || {
-        stage.up("gw").unwrap();
+        is_whole(&stage);
         told(&*four, &[VIPS[0]]).unwrap();
-        stage.until_hops(false, &[gateway(1, false)]).unwrap();
     };
     back();
     let address = format!("{}/24 dev {EXTERNAL}", pod(false));
@@ -246,13 +257,7 @@ fn an_interface_goes_down_loses_its_address_is_renamed_and_comes_back() {
 
 #[test]
 fn a_gateway_is_killed_and_comes_back() {
-    preflight::check().unwrap();
-    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
-    let first = bird(1, false, &stage);
-    stage.put_router("gw", gateway(1, false), "").unwrap();
-    stage.start_router(&[]).unwrap();
-    stage.up("gw").unwrap();
-    stage.until_hops(false, &[gateway(1, false)]).unwrap();
+    let (stage, first) = established_with(&[VIPS[0]]);
     for process in first.processes() {
         process.signal(Signal::Kill).unwrap();
     }
@@ -269,14 +274,8 @@ fn a_gateway_is_killed_and_comes_back() {
 
 #[test]
 fn with_the_router_stopped_no_packet_of_a_vip_leaves_by_the_main_table() {
-    preflight::check().unwrap();
-    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
-    let _bird = bird(1, false, &stage);
+    let (mut stage, _bird) = established_with(&[VIPS[0]]);
     let app = application(&stage);
-    stage.put_router("gw", gateway(1, false), "").unwrap();
-    stage.start_router(&[]).unwrap();
-    stage.up("gw").unwrap();
-    stage.until_hops(false, &[gateway(1, false)]).unwrap();
     // The load balancer's rules are still there, and forward to the application; it answers into nothing.
     stage.stop_router(Signal::Term).unwrap();
     assert_eq!(stage.default_hops(false).unwrap(), Vec::<IpAddr>::new());
@@ -306,13 +305,7 @@ fn with_the_router_stopped_no_packet_of_a_vip_leaves_by_the_main_table() {
 
 #[test]
 fn a_kernel_that_says_more_than_can_be_heard_is_read_anew() {
-    preflight::check().unwrap();
-    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
-    let _bird = bird(1, false, &stage);
-    stage.put_router("gw", gateway(1, false), "").unwrap();
-    stage.start_router(&[]).unwrap();
-    stage.up("gw").unwrap();
-    stage.until_hops(false, &[gateway(1, false)]).unwrap();
+    let (stage, _bird) = established_with(&[VIPS[0]]);
     let router = stage.router.clone().unwrap();
     router.signal(Signal::Stop).unwrap();
     // While it does not listen: far more events than its socket holds, then our route is gone.
@@ -332,13 +325,7 @@ fn a_kernel_that_says_more_than_can_be_heard_is_read_anew() {
 
 #[test]
 fn what_others_delete_is_back_and_who_keeps_deleting_is_named() {
-    preflight::check().unwrap();
-    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
-    let _bird = bird(1, false, &stage);
-    stage.put_router("gw", gateway(1, false), "").unwrap();
-    stage.start_router(&[]).unwrap();
-    stage.up("gw").unwrap();
-    stage.until_hops(false, &[gateway(1, false)]).unwrap();
+    let (stage, _bird) = established_with(&[VIPS[0]]);
     let count = |what: &str, command: &[&str], wanted: usize| {
         until(what, LIMIT, || {
             let seen = stage.pod.output("ip", command)?.lines().count();
@@ -375,6 +362,54 @@ fn what_others_delete_is_back_and_who_keeps_deleting_is_named() {
     stage.until_hops(false, &[gateway(1, false)]).unwrap();
     stage.until("the conflict to be over", |status| !conflict(status)).unwrap();
     assert!(stage.pod.output("ip", &["route", "show", "table", "4096"]).unwrap().contains("203.0.113.0/24"));
+}
+
+#[test]
+fn a_hangup_has_a_read_only_folder_read_anew() {
+    preflight::check().unwrap();
+    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
+    let bird = bird(1, false, &stage);
+    // Behind a link: a change there is no event of the folder.
+    let behind = stage.lab.dir().join("behind.yaml");
+    std::fs::write(&behind, gateway_router("gw", gateway(1, false), "description: before")).unwrap();
+    std::os::unix::fs::symlink(&behind, stage.objects().join("gw.yaml")).unwrap();
+    let folder = stage.objects().display().to_string();
+    let script = format!(
+        "set -e; mount --make-rprivate /; mount --bind {folder} {folder}; mount -o remount,bind,ro {folder}
+        if touch {folder}/written 2>/dev/null; then exit 9; fi; exec \"$@\""
+    );
+    let plain = stage.router_command(&[]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script, "sh"]).arg(plain.get_program()).args(plain.get_args());
+    command.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    stage.router = Some(stage.lab.spawn("router", Some(&stage.pod), command).unwrap());
+    is_whole(&stage);
+    told(&*bird, &[VIPS[0]]).unwrap();
+    let session = established(&stage, "gw");
+    std::fs::write(&behind, gateway_router("gw", gateway(1, false), "description: after")).unwrap();
+    stage.router.as_ref().unwrap().signal(Signal::Hup).unwrap();
+    let described = |peer: &martlet_router::core::PeerView| peer.description.as_deref() == Some("after");
+    stage.until_peer("gw", "what stands there now", described).unwrap();
+    assert_eq!(established(&stage, "gw"), session, "its session did not move");
+}
+
+#[test]
+fn a_gateway_several_hops_away_is_reached_as_the_main_table_leads() {
+    preflight::check().unwrap();
+    let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
+    let lines = ["neighbor POD ebgp-multihop 5", "neighbor POD update-source 10.9.0.1"];
+    stage.gateways[0].ip("addr add 10.9.0.1/32 dev lo").unwrap();
+    let _frr = stage.frr(1, &frr_config(1, false, &lines, &["network 0.0.0.0/0"])).unwrap();
+    stage.put_router("far", "10.9.0.1".parse().unwrap(), "bgp: {multihop: {}}").unwrap();
+    stage.pod.ip(&format!("route add 10.9.0.0/24 via {} dev {EXTERNAL}", gateway(1, false))).unwrap();
+    stage.start_router(&[]).unwrap();
+    stage.up("far").unwrap();
+    stage.until_hops(false, &[gateway(1, false)]).unwrap();
+    // Without the way there the default route into the primary network is none.
+    stage.pod.ip("route del 10.9.0.0/24").unwrap();
+    stage.until_hops(false, &[]).unwrap();
+    stage.pod.ip(&format!("route add 10.9.0.0/24 via {} dev {EXTERNAL}", gateway(1, false))).unwrap();
+    stage.until_hops(false, &[gateway(1, false)]).unwrap();
 }
 
 #[test]
