@@ -63,8 +63,8 @@ pub fn state(status: &Status, gateway: &str, pod: &str) -> RouterStateSpec {
     RouterStateSpec {
         gateway: gateway.to_owned(),
         pod: pod.to_owned(),
-        ipv4_connectivity: status.connectivity.ipv4,
-        ipv6_connectivity: status.connectivity.ipv6,
+        ipv4_connectivity: status.settled.ipv4,
+        ipv6_connectivity: status.settled.ipv6,
         sessions: sessions.collect(),
         vips: vips.collect(),
     }
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn sessions_and_vips_are_told_with_their_reasons() {
         let status = Status {
-            connectivity: Families { ipv4: true, ipv6: false },
+            settled: Families { ipv4: true, ipv6: false },
             peers: [("a".into(), peer("Established", "BGP")), ("b".into(), peer("Active", "BGP"))].into(),
             vips: BTreeMap::from([
                 ("20.0.0.1/32".parse().unwrap(), VipView { announced: true, ..VipView::default() }),

@@ -27,10 +27,10 @@ pub struct RouterStateSpec {
     pub gateway: String,
     /// The pod.
     pub pod: String,
-    /// At least one IPv4 gateway router is up.
+    /// At least one IPv4 gateway router is up and has told its routes.
     #[serde(rename = "ipv4Connectivity")]
     pub ipv4_connectivity: bool,
-    /// At least one IPv6 gateway router is up.
+    /// At least one IPv6 gateway router is up and has told its routes.
     #[serde(rename = "ipv6Connectivity")]
     pub ipv6_connectivity: bool,
     /// By name of the `GatewayRouter`.

@@ -90,6 +90,34 @@ impl Outside {
         })
     }
 
+    /// The connections of the sessions that are Established at the gateway and that its BFD does not doubt: the far end of each.
+    pub fn sessions(&self) -> Result<BTreeSet<(IpAddr, u64)>> {
+        let healthy = self.frr.neighbors()?;
+        let shown = self.frr.show("show bgp neighbors json")?;
+        let connection = |(address, told): (&String, &Value)| {
+            let address: IpAddr = address.parse().ok()?;
+            let neighbor = healthy.get(&address)?;
+            (neighbor.established && neighbor.bfd_up == Some(true)).then_some((address, told["portForeign"].as_u64()?))
+        };
+        Ok(shown.as_object().into_iter().flatten().filter_map(connection).collect())
+    }
+
+    /// Waits until each session has another connection than `before`, and keeps it: FRR ends a session once more when its BFD
+    /// begins anew.
+    pub fn expect_new_sessions(&self, before: &BTreeSet<(IpAddr, u64)>, wanted: usize) -> Result<()> {
+        const CALM: usize = 20;
+        let (mut last, mut calm) = (BTreeSet::new(), 0);
+        until(&format!("{wanted} sessions with new connections that last"), LIMIT, || {
+            let now = self.sessions()?;
+            let new = now.len() == wanted
+                && now.is_disjoint(before)
+                && self.next_hops()?.values().all(|hops| hops * 2 == wanted);
+            calm = if new && now == last { calm + 1 } else { 0 };
+            last = now;
+            Ok(if calm == CALM { Seen::Yes(()) } else { Seen::not_yet(format!("{last:?}, before {before:?}")) })
+        })
+    }
+
     /// Asks each VIP over TCP and UDP; who answered.
     pub fn ask(&self, times: u16) -> Result<BTreeSet<String>> {
         self.client.inside(|| {

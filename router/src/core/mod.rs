@@ -11,6 +11,7 @@ mod io;
 mod lesson;
 mod life;
 mod routes;
+mod settle;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -115,6 +116,7 @@ pub struct Router {
     verdicts: BTreeMap<IpNet, Verdict>,
     announced: BTreeSet<IpNet>,
     connectivity: Families,
+    ways: settle::Ways,
     statics_up: BTreeSet<Arc<str>>,
     routes: routes::Backlog,
     life: Life,
@@ -148,6 +150,7 @@ impl Router {
             verdicts: BTreeMap::new(),
             announced: BTreeSet::new(),
             connectivity: Families::default(),
+            ways: settle::Ways::default(),
             statics_up: BTreeSet::new(),
             routes: routes::Backlog::default(),
             life: Life::Running,
@@ -188,6 +191,7 @@ impl Router {
             self.drain_speaker(now);
         }
         self.plan_routes(now);
+        self.settle(now);
         self.end_if_done(now);
     }
 
@@ -204,6 +208,7 @@ impl Router {
             self.mirror.deadline(),
             self.routes.deadline,
             self.life.deadline(),
+            self.ways.deadline(),
         ]
         .into_iter()
         .chain([self.routes.adoption, self.held.values().map(|(at, _)| *at).min()])

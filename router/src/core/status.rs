@@ -33,6 +33,9 @@ pub struct Status {
     pub lb: String,
     /// Which family has a gateway router that is Up.
     pub connectivity: Families,
+    /// Of which family such a router has told its routes, too: a pod is ready for it.
+    #[serde(default)]
+    pub settled: Families,
     /// Which family has a default route.
     pub egress: Families,
     /// Words that users know from conditions: `LeakProtectionOff`, `NoEgressRoute`, `KernelConflict`, `Ungated`.
@@ -161,6 +164,7 @@ impl Router {
             life: self.life_word().into(),
             lb: self.lb_words(),
             connectivity: self.connectivity,
+            settled: self.ways.open(),
             egress: self.egress(),
             notes: self.notes(),
             peers: self.peers(now),

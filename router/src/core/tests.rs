@@ -193,8 +193,30 @@ fn a_static_gateway_is_a_route_and_connectivity_exactly_while_bfd_is_up() {
     assert_eq!(stage.routes(), ["0.0.0.0/0 via 10.0.0.2"]);
     assert_eq!(stage.announced(), ["20.0.0.1/32"]);
     assert!(stage.outputs.contains(&Output::Connectivity(Families { ipv4: true, ipv6: false })));
+    assert_eq!(stage.router.ways.open(), Families { ipv4: true, ipv6: false }, "its route is there at once");
     stage.bfd(20, &[("10.0.0.2", State::Down, State::Up)]);
     assert_eq!((stage.routes().len(), stage.announced().len()), (0, 0));
+}
+
+/// A family is no way out before its routes were told, and waits for nobody for ever.
+#[test]
+fn a_pod_is_connected_when_a_gateway_has_told_its_routes_or_tells_nothing_for_five_seconds() {
+    let connected = |router: &mut Router, millis| {
+        router.settle(at(millis));
+        router.ways.open()
+    };
+    let both = Families { ipv4: true, ipv6: true };
+    let router = &mut Router::new(config());
+    assert_eq!(connected(router, 0), Families::default());
+    router.connectivity = both;
+    assert_eq!(connected(router, 1_000), Families::default());
+    router.sessions.entry(NeighborId::new("gw")).or_default().end_of_rib.insert(Family::Ipv4);
+    assert_eq!(connected(router, 1_300), Families { ipv4: true, ipv6: false });
+    assert_eq!(router.deadline(), Some(at(6_000)));
+    assert_eq!(connected(router, 5_999), Families { ipv4: true, ipv6: false });
+    assert_eq!(connected(router, 6_000), both);
+    router.connectivity = Families { ipv4: false, ipv6: true };
+    assert_eq!(connected(router, 7_000), Families { ipv4: false, ipv6: true }, "lost at once");
 }
 
 #[test]
