@@ -3,7 +3,7 @@
 //! A thread of its own owns the netlink sockets: batches, dumps and events go through it one after another, so that a
 //! snapshot is never mixed with half a batch, and nobody waits while the kernel works on a large one. It decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use martlet_api::Objects;
 use martlet_api::accept;
 use martlet_api::view::{ObjectName, View};
 use martlet_bfd::{SessionConfig, SessionId, SessionStatus};
-use martlet_netlink::{Change, Event, Events, Kernel as Netlink, Owner};
+use martlet_netlink::{Change, Event, Events, Kernel as Netlink, Link, Owner};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, warn};
 
@@ -21,6 +21,10 @@ use crate::mirror::Failure;
 
 /// Between two attempts to dump a kernel that does not answer.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// A carrier that has just come is told so much later. Ours is there before the other end of the link forwards, and the kernel
+/// asks for a link address again only after a second: the first packet into such a link costs that second.
+const SETTLE: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 enum Command {
@@ -97,8 +101,14 @@ async fn serve(
     mut commands: mpsc::UnboundedReceiver<Command>,
     news: mpsc::Sender<News>,
 ) {
+    let mut carriers = Carriers::default();
     let mut next = snapshot(&mut kernel).await;
     loop {
+        match &mut next {
+            News::Links(links) => carriers.settle(&mut kernel, links).await,
+            News::Snapshot(snapshot) => carriers.settle(&mut kernel, &mut snapshot.links).await,
+            News::Changed(..) | News::Applied(_) => {}
+        }
         if news.send(next).await.is_err() {
             return;
         }
@@ -112,10 +122,11 @@ async fn serve(
             event = events.next() => match event {
                 Event::LinksChanged => {
                     // A carrier that is lost does not wait for a dump of 100 000 routes.
-                    if let Ok(links) = kernel.links().await
-                        && news.send(News::Links(links)).await.is_err()
-                    {
-                        return;
+                    if let Ok(mut links) = kernel.links().await {
+                        carriers.settle(&mut kernel, &mut links).await;
+                        if news.send(News::Links(links)).await.is_err() {
+                            return;
+                        }
                     }
                     snapshot(&mut kernel).await
                 }
@@ -125,7 +136,61 @@ async fn serve(
                 }
                 Event::ObjectsChanged(changed) => News::Changed(changed.removed, changed.appeared),
             },
+            () = carriers.next() => snapshot(&mut kernel).await,
         };
+    }
+}
+
+/// Since when each link has a carrier, by index.
+#[derive(Debug, Default)]
+struct Carriers {
+    since: Option<BTreeMap<u32, tokio::time::Instant>>,
+    /// Those that have just come and are not told yet.
+    untold: BTreeSet<u32>,
+    /// When the next of them is.
+    until: Option<tokio::time::Instant>,
+}
+
+impl Carriers {
+    /// Takes the carriers that have just come out of `links`.
+    async fn settle(&mut self, kernel: &mut Netlink, links: &mut BTreeMap<u32, Link>) {
+        let told = self.hide(links);
+        // What was sent into the dead link made the kernel ask for addresses: its next question would be late.
+        if !told.is_empty()
+            && let Err(error) = kernel.forget_unresolved(&told).await
+        {
+            warn!(%error, "the first packet into a link that came back may take a second");
+        }
+    }
+
+    /// Takes the carriers that have just come out of `links`; returns those that are no longer. What was there the first time
+    /// was there before us.
+    fn hide(&mut self, links: &mut BTreeMap<u32, Link>) -> BTreeSet<u32> {
+        let now = tokio::time::Instant::now();
+        let known = self.since.take();
+        let since = |index: &u32| match &known {
+            None => now.checked_sub(SETTLE).unwrap_or(now),
+            Some(known) => known.get(index).copied().unwrap_or(now),
+        };
+        let carry = links.iter().filter(|(_, link)| link.up && link.carrier);
+        let since: BTreeMap<_, _> = carry.map(|(index, _)| (*index, since(index))).collect();
+        let young = || since.iter().filter(|(_, at)| **at + SETTLE > now);
+        self.until = young().map(|(_, at)| *at + SETTLE).min();
+        let young: BTreeSet<u32> = young().map(|(index, _)| *index).collect();
+        for (_, link) in links.iter_mut().filter(|(index, _)| young.contains(index)) {
+            link.carrier = false;
+        }
+        let told = std::mem::replace(&mut self.untold, young);
+        self.since = Some(since);
+        told.difference(&self.untold).copied().collect()
+    }
+
+    /// Waits until a carrier is to be told.
+    async fn next(&self) {
+        match self.until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -256,5 +321,27 @@ mod tests {
         let mut table = crate::metrics::BFD.map(|(name, _)| name);
         table.sort_unstable();
         assert_eq!(named, table);
+    }
+
+    fn link(carrier: bool) -> Link {
+        Link { index: 7, name: "eth0".into(), up: true, carrier, mtu: 1500, addresses: BTreeSet::new() }
+    }
+
+    #[test]
+    fn a_carrier_that_has_just_come_is_told_when_the_other_end_is_ready_too() {
+        let mut carriers = Carriers::default();
+        let told = |carriers: &mut Carriers, seven, eight| {
+            let mut links = [(7, link(seven)), (8, link(eight))].into();
+            let told = carriers.hide(&mut links);
+            (links[&7].carrier, links[&8].carrier, carriers.until.is_some(), told)
+        };
+        assert_eq!(told(&mut carriers, true, false), (true, false, false, [].into()), "that was there before us");
+        assert_eq!(told(&mut carriers, true, true), (true, false, true, [].into()));
+        assert_eq!(told(&mut carriers, false, true), (false, false, true, [].into()), "a loss is told at once");
+        for at in carriers.since.iter_mut().flat_map(BTreeMap::values_mut) {
+            *at -= SETTLE;
+        }
+        assert_eq!(told(&mut carriers, false, true), (false, true, false, [8].into()));
+        assert_eq!(told(&mut carriers, true, true), (false, true, true, [].into()));
     }
 }

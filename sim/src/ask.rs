@@ -16,8 +16,8 @@ use martlet_router::gate::Lb;
 use crate::check::family_of;
 use crate::gateway::Brain;
 use crate::link::Node;
-use crate::objects::{gateway_address, name, pod_address};
-use crate::pod::{ADOPT, LEAVE, SILENCE_NS, Wire};
+use crate::objects::{gateway_address, pod_address};
+use crate::pod::{ADOPT, Announced, LEAVE, SILENCE_NS, Wire};
 use crate::world::{MS, PATIENCE, World};
 
 impl World {
@@ -38,7 +38,7 @@ impl World {
         let mut up = [false; 2];
         for gateway in 0..self.gateways.len() {
             for ipv4 in [false, true] {
-                let Some(router) = view.routers.get(name(gateway, ipv4).as_str()) else { continue };
+                let Some(router) = view.routers.get(self.names[gateway][usize::from(ipv4)].as_str()) else { continue };
                 let down = |remote| self.bfd_is_down(pod, remote);
                 up[usize::from(ipv4)] |= match &router.protocol {
                     Protocol::Bgp(bgp) => {
@@ -59,7 +59,11 @@ impl World {
         }
         let one = &self.pods[pod];
         let Some(version) = one.version.filter(|_| one.router.is_some()) else { return };
-        let wrong = self.wrongly_announced(pod, version).or_else(|| self.unbacked(pod, version));
+        let announced = self.announced(pod, version);
+        let known = one.bad_since.is_empty() && one.right.as_ref() == Some(&announced);
+        let wrong = if known { None } else { self.wrongly_announced(pod, version, &announced) };
+        self.pods[pod].right = wrong.is_none().then_some(announced);
+        let wrong = wrong.or_else(|| self.unbacked(pod, version));
         let wrong = wrong.or_else(|| self.forgotten(pod)).or_else(|| self.talks_twice(pod));
         for invariant in ["withdrawn", "backed", "adopted", "collision"] {
             self.check.ask(invariant);
@@ -92,12 +96,19 @@ impl World {
         limits.chain(bad).chain(kept).chain(talks).filter(|limit| *limit >= self.now).min().unwrap_or(u64::MAX)
     }
 
-    fn wrongly_announced(&self, pod: usize, version: usize) -> Option<(&'static str, String)> {
+    fn announced(&self, pod: usize, version: usize) -> Announced {
         let one = &self.pods[pod];
-        let mut up = None;
-        let view = &self.api.versions[version].view;
         let over = |since: u64| self.now > since + u64::try_from(LEAVE.as_nanos()).unwrap_or_default() + 50 * MS;
         let leaving = one.draining || one.stopping.is_some_and(over);
+        let wires = one.wires.iter().filter(|(_, wire)| wire.stream.is_some());
+        let wires = wires.map(|(id, wire)| (*id, wire.sent.updates, wire.ready)).collect();
+        Announced { decides: (version, one.said_count, self.connectivity(pod, version), leaving), wires }
+    }
+
+    fn wrongly_announced(&self, pod: usize, version: usize, announced: &Announced) -> Option<(&'static str, String)> {
+        let one = &self.pods[pod];
+        let (_, _, up, leaving) = announced.decides;
+        let view = &self.api.versions[version].view;
         // What waits for room was not sent yet: withdrawals are the first of it.
         for wire in one.wires.values().filter(|wire| wire.stream.is_some() && !wire.ready) {
             for vip in wire.sent.heard.keys() {
@@ -109,7 +120,7 @@ impl World {
                     "the router ends"
                 } else if !said {
                     "the load balancer's word is that it is not ready"
-                } else if !up.get_or_insert_with(|| self.connectivity(pod, version))[usize::from(family_of(vip))] {
+                } else if !up[usize::from(family_of(vip))] {
                     "no gateway of its family is Up"
                 } else if !view.vips.contains(vip) {
                     "no object asks for it"

@@ -32,6 +32,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+/// Millions of small values live for a moment in a run of a few milliseconds.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match commands::Command::parse().perform() {
         Ok(true) => ExitCode::SUCCESS,

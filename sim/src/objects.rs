@@ -170,16 +170,22 @@ pub struct Api {
     shelf: Shelf,
     /// The last model that the shelf was not told of, because what it makes of it was known.
     untold: Option<Model>,
-    /// What was made of models with nothing wrong in them: that does not depend on what was there before.
-    known: BTreeMap<Good, Rc<Made>>,
     /// Every version since the start.
     pub versions: Vec<Version>,
     /// The VIPs of all versions.
     pub vips_ever: BTreeSet<IpNet>,
 }
 
-/// What decides a model without malformed objects: VIPs, endpoints, changed fields.
-type Good = (BTreeSet<usize>, Vec<Endpoint>, BTreeSet<(u64, usize)>);
+/// What decides a model without malformed objects: topology, VIPs, endpoints, changed fields.
+type Good = (Topology, BTreeSet<usize>, Vec<Endpoint>, BTreeSet<(u64, usize)>);
+
+/// So many are known at most.
+const KNOWN: usize = 1000;
+
+thread_local! {
+    /// What was made of models with nothing wrong in them: that depends neither on what was there before nor on the run.
+    static MADE: RefCell<BTreeMap<Good, Rc<Made>>> = const { RefCell::new(BTreeMap::new()) };
+}
 
 impl Api {
     /// The first version.
@@ -195,7 +201,6 @@ impl Api {
             model,
             shelf: Shelf::new("default"),
             untold: None,
-            known: BTreeMap::new(),
             versions: Vec::new(),
             vips_ever: BTreeSet::new(),
         };
@@ -219,16 +224,22 @@ impl Api {
     /// What the product makes of the model now.
     fn make(&mut self) -> Rc<Made> {
         let key = self.model.good();
-        if let Some(made) = key.as_ref().and_then(|key| self.known.get(key)) {
+        let known = key.as_ref().and_then(|key| MADE.with_borrow(|known| known.get(key).cloned()));
+        if let Some(made) = known {
             self.untold = Some(self.model.clone());
-            return Rc::clone(made);
+            return made;
         }
         for model in self.untold.take().iter().chain([&self.model]) {
             self.shelf.put(model.texts().into_iter().map(|(name, text)| (name, Ok(text))).collect());
         }
         let made = Rc::new(Made::new(accept::view(self.shelf.objects(), &ObjectName::new("default", GATEWAY))));
         if let Some(key) = key.filter(|_| self.shelf.objects().conditions.is_empty()) {
-            self.known.insert(key, Rc::clone(&made));
+            MADE.with_borrow_mut(|known| {
+                if known.len() >= KNOWN {
+                    known.clear();
+                }
+                known.insert(key, Rc::clone(&made));
+            });
         }
         made
     }
@@ -244,7 +255,7 @@ impl Model {
     fn good(&self) -> Option<Good> {
         let changed = self.changed.iter().filter(|(_, count)| **count > 0).map(|(field, _)| *field).collect();
         let is_good = self.bad.values().all(|count| *count == 0);
-        is_good.then(|| (self.vips.clone(), self.endpoints.clone(), changed))
+        is_good.then(|| (self.topology.clone(), self.vips.clone(), self.endpoints.clone(), changed))
     }
 
     /// The families that are there: IPv4 first.

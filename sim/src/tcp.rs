@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use bytes::BytesMut;
 use martlet_bgp::{CloseReason, ConnectionId, Endpoints, Input as BgpInput, NeighborId, NeighborState, Ticket};
 use martlet_router::core::{Incoming, Input};
 
@@ -61,7 +62,7 @@ impl World {
         let path = self.path(from, to);
         if !path.loses(&mut self.dice) {
             let wait = path.travel(&mut self.dice);
-            self.at(self.now + wait, Event::Syn(from, epoch, id, to, ipv4));
+            self.at(self.now + wait, Event::Syn(Box::new((from, epoch, id, to, ipv4))));
         }
     }
 
@@ -69,7 +70,7 @@ impl World {
     pub fn connect_in_vain(&mut self, from: Node, id: u64) {
         let Some(epoch) = self.epoch(from) else { return };
         self.wires(from).insert(id, Wire::default());
-        self.at(self.now + REFUSAL_NS, Event::SynAnswer(from, epoch, id, None));
+        self.at(self.now + REFUSAL_NS, Event::SynAnswer(Box::new((from, epoch, id, None))));
     }
 
     /// From now on one end signs what it says (RFC 2385), or no longer.
@@ -95,7 +96,7 @@ impl World {
     }
 
     /// A connect arrives.
-    pub fn syn(&mut self, from: Node, epoch: u64, id: u64, to: Node, ipv4: bool) {
+    pub fn syn(&mut self, (from, epoch, id, to, ipv4): (Node, u64, u64, Node, bool)) {
         let (there, back) = (self.path(from, to), self.path(to, from));
         if there.cut || back.cut || there.clog || back.clog || back.loses(&mut self.dice) {
             return;
@@ -117,7 +118,7 @@ impl World {
             Node::Gateway(_) => true,
         };
         let Some(theirs) = self.epoch(to).filter(|_| listens) else {
-            return self.at(answer, Event::SynAnswer(from, epoch, id, None));
+            return self.at(answer, Event::SynAnswer(Box::new((from, epoch, id, None))));
         };
         if self.epoch(from) != Some(epoch) || !self.wires(from).contains_key(&id) {
             return;
@@ -132,7 +133,7 @@ impl World {
         let (local, remote) = (stream.ends[1].address, stream.ends[0].address);
         self.streams.insert(number, stream);
         self.tickets(to).insert(key(number), (number, 1));
-        self.at(answer, Event::SynAnswer(from, epoch, id, Some(number)));
+        self.at(answer, Event::SynAnswer(Box::new((from, epoch, id, Some(number)))));
         let now = self.local(to);
         let ticket = Ticket(key(number));
         match to {
@@ -160,7 +161,7 @@ impl World {
     }
 
     /// A connect is answered.
-    pub fn syn_answer(&mut self, node: Node, epoch: u64, id: u64, stream: Option<usize>) {
+    pub fn syn_answer(&mut self, (node, epoch, id, stream): (Node, u64, u64, Option<usize>)) {
         if self.epoch(node) != Some(epoch) || !self.wires(node).contains_key(&id) {
             // Given up meanwhile: the other end is told.
             if let Some(number) = stream {
@@ -294,6 +295,25 @@ impl World {
             }
             self.send(number, side, Segment::Data(octets));
         }
+    }
+
+    /// Pulls what a core has for a connection.
+    pub fn transmit(&mut self, node: Node, id: u64, room: usize) -> (Vec<u8>, bool) {
+        let now = self.local(node);
+        let id = martlet_bgp::ConnectionId(id);
+        let mut buffer = BytesMut::new();
+        let more = match node {
+            Node::Pod(pod) => {
+                let one = &mut self.pods[pod];
+                one.due = crate::pod::Due::Unknown;
+                one.router.as_mut().is_some_and(|router| router.transmit(now, id, &mut buffer, room))
+            }
+            Node::Gateway(gateway) => match &mut self.gateways[gateway].brain {
+                Some(Brain::Ours(speaker)) => speaker.transmit(now, id, &mut buffer, room),
+                _ => false,
+            },
+        };
+        (buffer.into(), more)
     }
 
     /// Puts a segment on its way.

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use martlet_bfd::{Meta, Output as BfdOutput};
 use martlet_bgp::{Input as BgpInput, NeighborId, Output as BgpOutput};
 use martlet_clock::{Dice, Instant};
@@ -20,7 +19,7 @@ use crate::gateway::{Brain, Gateway, pod_name};
 use crate::kernel::Work;
 use crate::link::{Node, Path, Stream};
 use crate::log::Log;
-use crate::objects::{Api, gateway_address, pod_address};
+use crate::objects::{Api, gateway_address, name, pod_address};
 use crate::peer::Want;
 use crate::pod::{self, Pod};
 use crate::queue::Queue;
@@ -42,13 +41,13 @@ pub enum Event {
     /// Something may have arrived in a stream.
     Arrive(usize, usize),
     /// A connect arrives: from whom, in which of its lives, which connection, where.
-    Syn(Node, u64, u64, Node, bool),
+    Syn(Box<(Node, u64, u64, Node, bool)>),
     /// The answer: the stream, or a refusal.
-    SynAnswer(Node, u64, u64, Option<usize>),
+    SynAnswer(Box<(Node, u64, u64, Option<usize>)>),
     /// A datagram.
     Datagram(Node, Box<(Meta, Vec<u8>)>),
     /// An echo packet of a pod comes back.
-    Echo(usize, IpAddr, Vec<u8>),
+    Echo(usize, Box<(IpAddr, Vec<u8>)>),
     /// The kernel has time for one piece of work.
     Kernel(usize, u64),
     /// The router reads objects: the newest, or an old version.
@@ -94,6 +93,8 @@ pub struct World {
     pub next: usize,
     /// The operator.
     pub api: Api,
+    /// What each gateway's routers are called: of IPv6, of IPv4.
+    pub names: Vec<[String; 2]>,
     /// Which faults last.
     pub active: Vec<bool>,
     /// Links that a swizzle has clogged.
@@ -131,6 +132,7 @@ impl World {
             streams: BTreeMap::new(),
             next: 0,
             api: Api::new(topology),
+            names: (0..topology.gateways).map(|one| [name(one, false), name(one, true)]).collect(),
             active: vec![false; script.faults.len()],
             clogged: BTreeSet::new(),
             replugged: 20,
@@ -216,10 +218,10 @@ impl World {
         match event {
             Event::Wake(node, epoch) => self.wake(node, epoch),
             Event::Arrive(stream, side) => self.arrive(stream, side),
-            Event::Syn(from, epoch, id, to, ipv4) => self.syn(from, epoch, id, to, ipv4),
-            Event::SynAnswer(node, epoch, id, stream) => self.syn_answer(node, epoch, id, stream),
+            Event::Syn(syn) => self.syn(*syn),
+            Event::SynAnswer(answer) => self.syn_answer(*answer),
             Event::Datagram(to, datagram) => self.datagram(to, datagram),
-            Event::Echo(pod, remote, payload) => self.echo(pod, remote, &payload),
+            Event::Echo(pod, echo) => self.echo(pod, echo.0, &echo.1),
             Event::Kernel(pod, epoch) => self.kernel_work(pod, epoch),
             Event::Objects(pod, version) => {
                 if let Some(version) = self.readable(pod, version) {
@@ -237,6 +239,7 @@ impl World {
                 let lb = self.pods[pod].lb.told(self.now);
                 if self.pods[pod].router.is_some() && lb != self.pods[pod].said {
                     self.pods[pod].said = lb.clone();
+                    self.pods[pod].said_count += 1;
                     self.router(pod, Input::Lb(&lb));
                 }
             }
@@ -392,13 +395,13 @@ impl World {
                     one.bfd.handle(now, martlet_bfd::Input::Timeout);
                     self.check.deadline("BFD", now, self.pods[pod].bfd.deadline());
                 }
-                let due = self.pods[pod].router.as_ref().and_then(martlet_router::core::Router::deadline);
+                let due = self.due(pod);
                 if due.is_some_and(|at| at <= now) {
                     let spins = &mut self.pods[pod].spins;
                     *spins = if spins.0 == self.now { (self.now, spins.1 + 1) } else { (self.now, 0) };
                     self.check.spins("the router", spins.1);
                     self.router(pod, Input::Timeout);
-                    let deadline = self.pods[pod].router.as_ref().and_then(martlet_router::core::Router::deadline);
+                    let deadline = self.due(pod);
                     self.check.deadline("the router", now, deadline);
                 } else {
                     self.after_pod(pod);
@@ -437,10 +440,22 @@ impl World {
         let now = self.local(Node::Pod(pod));
         // What follows from these is seen in what comes out.
         self.pods[pod].dirty |= !matches!(input, Input::Received(..) | Input::Timeout);
+        self.pods[pod].due = pod::Due::Unknown;
         if let Some(router) = &mut self.pods[pod].router {
             router.handle(now, input);
             self.after_pod(pod);
         }
+    }
+
+    /// The deadline of a pod's router.
+    fn due(&mut self, pod: usize) -> Option<Instant> {
+        let one = &mut self.pods[pod];
+        if let pod::Due::At(at) = one.due {
+            return at;
+        }
+        let at = one.router.as_ref()?.deadline();
+        one.due = pod::Due::At(at);
+        at
     }
 
     /// Does what the processes of a pod want, then asks the invariants.
@@ -464,9 +479,10 @@ impl World {
         for id in ready {
             self.flush(Node::Pod(pod), id);
         }
+        let due = self.due(pod);
         let one = &self.pods[pod];
-        if let Some(router) = &one.router
-            && let Some(at) = [router.deadline(), one.bfd.deadline()].into_iter().flatten().min()
+        if one.router.is_some()
+            && let Some(at) = [due, one.bfd.deadline()].into_iter().flatten().min()
         {
             let at = one.clock.global(at).max(self.now);
             if one.wake.is_none_or(|wake| wake > at) {
@@ -543,7 +559,7 @@ impl World {
                     let lost = there.loses(&mut self.dice) || back.loses(&mut self.dice);
                     if !lost && self.gateways[gateway].host {
                         let wait = there.travel(&mut self.dice) + back.travel(&mut self.dice);
-                        self.at(self.now + wait, Event::Echo(pod, id.remote, payload));
+                        self.at(self.now + wait, Event::Echo(pod, Box::new((id.remote, payload))));
                     }
                 }
                 BfdOutput::Changed(change) => {
@@ -776,22 +792,5 @@ impl World {
     fn wants_signature(&self, pod: usize, remote: IpAddr) -> bool {
         let Some(version) = self.pods[pod].version else { return false };
         self.api.versions[version].made.signs.contains(&remote)
-    }
-
-    /// Pulls what a core has for a connection.
-    pub fn transmit(&mut self, node: Node, id: u64, room: usize) -> (Vec<u8>, bool) {
-        let now = self.local(node);
-        let id = martlet_bgp::ConnectionId(id);
-        let mut buffer = BytesMut::new();
-        let more = match node {
-            Node::Pod(pod) => {
-                self.pods[pod].router.as_mut().is_some_and(|router| router.transmit(now, id, &mut buffer, room))
-            }
-            Node::Gateway(gateway) => match &mut self.gateways[gateway].brain {
-                Some(Brain::Ours(speaker)) => speaker.transmit(now, id, &mut buffer, room),
-                _ => false,
-            },
-        };
-        (buffer.into(), more)
     }
 }

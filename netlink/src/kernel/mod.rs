@@ -44,7 +44,7 @@ pub use whole::{Row, Whole};
 use crate::Error;
 use crate::datagram::Reply;
 use crate::diff::{Change, key};
-use crate::link::Neighbor;
+use crate::link::{Neighbor, Reachability};
 use crate::model::{Family, Link, Object, Owner, RouteKind, Snapshot};
 use decode::Seen;
 use socket::{Dump, Wire};
@@ -343,22 +343,42 @@ impl Kernel {
         }
         Ok(())
     }
+
+    /// Has the kernel forget the addresses on `interfaces` that it asked for in vain: the next packet asks anew, at once,
+    /// instead of when the last question is a second old. Without `CAP_NET_ADMIN` nothing is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the kernel cannot be asked.
+    pub async fn forget_unresolved(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), Error> {
+        let in_vain = |entry: &Neighbor| matches!(entry.reachability, Reachability::Incomplete | Reachability::Failed);
+        let entries = self.neighbors().await?.into_iter();
+        let forget = entries.filter(|entry| interfaces.contains(&entry.interface) && in_vain(entry)).map(|entry| {
+            let message = neighbor(entry.interface, entry.address);
+            (RouteNetlinkMessage::DelNeighbour(message), 0)
+        });
+        self.wire.exchange(forget.collect()).map(drop)
+    }
 }
 
 fn probe(interface: u32, address: IpAddr, state: NeighbourState) -> RouteNetlinkMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.ifindex = interface;
+    let mut message = neighbor(interface, address);
     message.header.state = state;
     if state == NeighbourState::None {
         message.header.flags = NeighbourFlags::Use;
     }
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
+fn neighbor(interface: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = interface;
     let (family, destination) = match address {
         IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
         IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
     };
     message.header.family = family;
     message.attributes.push(NeighbourAttribute::Destination(destination));
-    RouteNetlinkMessage::NewNeighbour(message)
+    message
 }
 
 /// A request and what it is part of.

@@ -46,8 +46,8 @@ fn an_address_counts_only_after_duplicate_address_detection() {
 struct Far(String);
 
 impl Far {
-    fn new() -> Self {
-        let name = format!("martlet-far-{}", std::process::id());
+    fn new(name: &str) -> Self {
+        let name = format!("martlet-far-{name}-{}", std::process::id());
         ip(&format!("netns add {name}"));
         Self(name)
     }
@@ -68,7 +68,7 @@ fn a_probe_finds_who_answers_and_who_does_not() {
     in_namespace(async || {
         let (a, _) = two_links();
         // The far end of the link answers from a namespace of its own.
-        let far = Far::new();
+        let far = Far::new("probe");
         ip(&format!("link set left-far netns {}", far.0));
         far.ip("addr add 192.0.2.2/24 dev left-far");
         far.ip("addr add 2001:db8::2/64 dev left-far nodad");
@@ -88,6 +88,38 @@ fn a_probe_finds_who_answers_and_who_does_not() {
         }
         let error = kernel.probe_neighbor(9999, all[0]).unwrap_err().to_string();
         assert!(error.starts_with("the kernel refuses a probe of 192.0.2.2 on interface 9999"), "{error}");
+    });
+}
+
+/// The kernel asks once a second: who answers from now on is known at once only if it asks anew.
+#[test]
+fn what_was_asked_for_in_vain_is_asked_for_anew() {
+    in_namespace(async || {
+        let (a, b) = two_links();
+        let far = Far::new("forget");
+        ip(&format!("link set left-far netns {}", far.0));
+        far.ip("link set left-far up");
+        let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+        let all = ["192.0.2.2", "2001:db8::2"].map(|text| text.parse().unwrap());
+        for address in all {
+            kernel.probe_neighbor(a, address).unwrap();
+            wait_for(&mut kernel, a, address, Reachability::Incomplete).await;
+        }
+        let known = async |kernel: &mut Kernel| {
+            let entries = kernel.neighbors().await.unwrap();
+            entries.iter().filter(|entry| entry.interface == a && all.contains(&entry.address)).count()
+        };
+        kernel.forget_unresolved(&[b].into()).await.unwrap();
+        assert_eq!(known(&mut kernel).await, 2, "another link's");
+        kernel.forget_unresolved(&[a].into()).await.unwrap();
+        assert_eq!(known(&mut kernel).await, 0);
+        far.ip("addr add 192.0.2.2/24 dev left-far");
+        far.ip("addr add 2001:db8::2/64 dev left-far nodad");
+        for address in all {
+            wait_for(&mut kernel, a, address, Reachability::Reachable).await;
+        }
+        kernel.forget_unresolved(&[a].into()).await.unwrap();
+        assert_eq!(known(&mut kernel).await, 2, "those that answered");
     });
 }
 
