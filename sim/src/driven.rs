@@ -1,7 +1,8 @@
 //! The second world: the product's real driver (its loop, its tasks, its shutdown) over a simulated network.
 //!
 //! Two gateways and two pods, each a host of turmoil-net with an IPv4 and an IPv6 address that runs `Driver`, BFD included; a
-//! gateway is a router that announces default routes. Processes and machines die and come back with the kernel they left,
+//! gateway is a router that announces default routes; in every second seed one of them is the naive peer instead, which shares no
+//! code with the product. Processes and machines die and come back with the kernel they left,
 //! links are cut, in one direction or both, packets are held, lost, late; readiness changes, kernel objects are deleted. What
 //! is asked: a VIP that is not ready is gone from the gateways in time, and in the end everything is well.
 
@@ -27,6 +28,7 @@ use crate::check::Failure;
 use crate::hosts::Hosts;
 use crate::net::{Addresses, Fixed, SharedKernel, SimBfd, SimNet, Word};
 use crate::objects::{GATEWAY, vip};
+use crate::peer::Peer;
 
 const HOSTS: [&str; 4] = ["pod-0", "pod-1", "gateway-0", "gateway-1"];
 const PODS: usize = 2;
@@ -92,6 +94,31 @@ struct Host {
     lb: watch::Sender<Lb>,
     signals: RefCell<Option<mpsc::Sender<Signal>>>,
     addresses: Addresses,
+    /// It is the naive peer.
+    naive: Option<RefCell<Peer>>,
+}
+
+impl Host {
+    /// Which prefixes it sends where.
+    fn learned(&self) -> BTreeMap<IpNet, BTreeSet<IpAddr>> {
+        let Some(peer) = &self.naive else {
+            return self.kernel.look(|kernel| BTreeMap::clone(kernel.learned()));
+        };
+        let mut learned: BTreeMap<IpNet, BTreeSet<IpAddr>> = BTreeMap::new();
+        let peer = peer.borrow();
+        let sessions = (0..PODS).flat_map(|pod| [true, false].map(|ipv4| (pod, ipv4)));
+        for (prefix, hop) in sessions.filter_map(|(pod, ipv4)| peer.heard(pod, ipv4)).flatten() {
+            learned.entry(*prefix).or_default().insert(*hop);
+        }
+        learned
+    }
+}
+
+/// A naive peer that nobody has talked to.
+fn naive(host: usize) -> Peer {
+    let [four, six] = addresses(host);
+    let id = if let IpAddr::V4(four) = four { four } else { Ipv4Addr::LOCALHOST };
+    Peer::new(settings(host).local_as, id, [six, four], defaults().into())
 }
 
 fn acts(dice: &mut Dice) -> Vec<(u64, Act)> {
@@ -150,13 +177,15 @@ fn defaults() -> [IpNet; 2] {
     [Family::Ipv4, Family::Ipv6].map(default_prefix)
 }
 
-fn view(host: usize, bfd: bool) -> View {
+/// `bfd`: of which hosts.
+fn view(host: usize, bfd: &BTreeSet<usize>) -> View {
     let peers = if host < PODS { PODS..HOSTS.len() } else { 0..PODS };
     let profile =
         Bfd { min_tx: Duration::from_millis(300), min_rx: Duration::from_millis(300), multiplier: 5, ..Bfd::default() };
     let router = |address: IpAddr| {
-        let bgp = Bgp { bfd: bfd.then(|| profile.clone()), ..Bgp::default() };
-        let name = format!("{}-v{}", HOSTS[usize::from(last(address)) - 1], if address.is_ipv4() { 4 } else { 6 });
+        let peer = usize::from(last(address)) - 1;
+        let bgp = Bgp { bfd: bfd.contains(&peer).then(|| profile.clone()), ..Bgp::default() };
+        let name = format!("{}-v{}", HOSTS[peer], if address.is_ipv4() { 4 } else { 6 });
         let protocol = Protocol::Bgp(Box::new(bgp));
         (name.into(), GatewayRouter { address, interface: None, description: None, protocol })
     };
@@ -214,7 +243,14 @@ pub struct Run {
     pub time_ms: u64,
 }
 
-async fn drive(host: usize, life: u16, (seed, bfd): (u64, bool), one: Rc<Host>, story: Story, began: Began) {
+type Seeded = (u64, Rc<BTreeSet<usize>>);
+
+async fn drive(host: usize, life: u16, (seed, bfd): Seeded, one: Rc<Host>, story: Story, began: Began) {
+    if let Some(peer) = &one.naive {
+        peer.replace(naive(host));
+        let pods: Vec<_> = (0..PODS).map(addresses).collect();
+        return crate::naive::run(one.addresses, life, peer, &pods).await;
+    }
     let (signal, signals) = mpsc::channel(4);
     one.signals.replace(Some(signal));
     let mut lb = one.lb.subscribe();
@@ -227,7 +263,7 @@ async fn drive(host: usize, life: u16, (seed, bfd): (u64, bool), one: Rc<Host>, 
         net: SimNet::new(one.addresses, life),
         bfd: supervision,
         kernel: one.kernel.clone(),
-        source: Fixed(Some(view(host, bfd))),
+        source: Fixed(Some(view(host, &bfd))),
         readiness: Word(lb),
         signals,
         questions,
@@ -247,23 +283,24 @@ fn unwell(hosts: &[Rc<Host>]) -> Option<String> {
         hosts.iter().take(to).skip(from).map(|host| host.addresses[family]).collect()
     };
     hosts.iter().enumerate().find_map(|(number, host)| {
-        let learned = host.kernel.look(|kernel| Rc::clone(kernel.learned()));
+        let learned = host.learned();
         let family = |prefix: &IpNet| usize::from(matches!(prefix, IpNet::V6(_)));
         let expected: BTreeMap<IpNet, BTreeSet<IpAddr>> = if number < PODS {
             defaults().map(|prefix| (prefix, of(PODS, HOSTS.len(), family(&prefix)))).into()
         } else {
             vips().map(|(_, vip)| (vip, of(0, PODS, family(&vip)))).collect()
         };
-        (*learned != expected).then(|| format!("{} has {learned:?} instead of {expected:?}", HOSTS[number]))
+        (learned != expected).then(|| format!("{} has {learned:?} instead of {expected:?}", HOSTS[number]))
     })
 }
 
-fn host(number: usize) -> Rc<Host> {
+fn host(number: usize, is_naive: bool) -> Rc<Host> {
     let (lb, _) = watch::channel(if number < PODS { word(u64::MAX) } else { Lb::Ungated });
     let addresses = addresses(number);
     let nets = addresses.into_iter().zip([24, 64]).filter_map(|(address, bits)| IpNet::new(address, bits).ok());
     let link = Link { index: 1, name: "eth0".into(), up: true, carrier: true, mtu: 1500, addresses: nets.collect() };
-    let one = Host { kernel: SharedKernel::default(), lb, signals: RefCell::default(), addresses };
+    let naive = is_naive.then(|| RefCell::new(naive(number)));
+    let one = Host { kernel: SharedKernel::default(), lb, signals: RefCell::default(), addresses, naive };
     one.kernel.look(|kernel| kernel.links.insert(1, link));
     Rc::new(one)
 }
@@ -272,18 +309,23 @@ fn host(number: usize) -> Rc<Host> {
 pub fn play(seed: u64) -> Run {
     let mut dice = Dice::new(seed ^ 0xd21e);
     let bfd = dice.chance(2, 3);
+    let naive = seed.is_multiple_of(2).then_some(HOSTS.len() - 1);
+    let supervised = (0..HOSTS.len()).filter(|host| bfd && Some(*host) != naive);
+    let supervised: Rc<BTreeSet<usize>> = Rc::new(supervised.collect());
     let story = Story::default();
-    let hosts: Vec<Rc<Host>> = (0..HOSTS.len()).map(host).collect();
+    let hosts: Vec<Rc<Host>> = (0..HOSTS.len()).map(|number| host(number, Some(number) == naive)).collect();
     let all: Vec<Addresses> = hosts.iter().map(|host| host.addresses).collect();
     let acts = acts(&mut dice);
     let mut faults: BTreeSet<&'static str> = acts.iter().map(|(_, act)| act.name()).collect();
     faults.insert(if bfd { "BFD" } else { "no BFD" });
+    faults.extend(naive.map(|_| "naive gateway"));
     let mut time_ms = 0;
     let failure = crate::hosts::simulate(&all, dice.roll(), async |network: &mut Hosts<'_>| {
         let began = tokio::time::Instant::now();
         let start = |network: &mut Hosts<'_>, host: usize| {
             let (one, story) = (Rc::clone(&hosts[host]), Rc::clone(&story));
-            network.start(host, |life| drive(host, life, (seed, bfd), one, story, began));
+            let seeded = (seed, Rc::clone(&supervised));
+            network.start(host, |life| drive(host, life, seeded, one, story, began));
         };
         (0..HOSTS.len()).for_each(|host| start(network, host));
         let (unready, stopping) = (BTreeMap::new(), BTreeSet::new());
@@ -382,10 +424,7 @@ impl Play<'_> {
         late.flat_map(|((pod, number), since)| [true, false].map(|ipv4| (*pod, vip(*number, ipv4), *since))).find_map(
             |(pod, vip, since)| {
                 let hop = self.hosts[pod].addresses[usize::from(matches!(vip, IpNet::V6(_)))];
-                let holds = |gateway: &Rc<Host>| {
-                    let learned = gateway.kernel.look(|kernel| Rc::clone(kernel.learned()));
-                    learned.get(&vip).is_some_and(|hops| hops.contains(&hop))
-                };
+                let holds = |gateway: &Rc<Host>| gateway.learned().get(&vip).is_some_and(|hops| hops.contains(&hop));
                 let since = Instant::from_millis(since);
                 let message = format!("a gateway still sends {vip} to pod-{pod}, not ready since {since}");
                 let failure = Failure { time: now * 1_000_000, invariant: "withdrawn", message };

@@ -16,6 +16,7 @@ mod kernel;
 mod link;
 mod log;
 mod mutants;
+mod naive;
 mod net;
 mod objects;
 mod pcap;

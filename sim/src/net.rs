@@ -29,7 +29,8 @@ pub type Addresses = [IpAddr; 2];
 /// RFC 5881 section 4.
 const BFD_PORT: u16 = 3784;
 
-type Accepting = Pin<Box<dyn Future<Output = (Option<TcpListener>, std::io::Result<(TcpStream, SocketAddr)>)>>>;
+/// A listener that waits for the next connection; it comes back with it.
+pub type Accepting = Pin<Box<dyn Future<Output = (Option<TcpListener>, std::io::Result<(TcpStream, SocketAddr)>)>>>;
 
 /// TCP of turmoil-net.
 pub struct SimNet {
@@ -46,7 +47,8 @@ impl SimNet {
     }
 }
 
-fn accept(listener: Option<TcpListener>, at: SocketAddr) -> Accepting {
+/// Waits for a connection at `at`.
+pub fn accept(listener: Option<TcpListener>, at: SocketAddr) -> Accepting {
     Box::pin(async move {
         let listener = match listener {
             Some(listener) => listener,
