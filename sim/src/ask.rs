@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use martlet_api::view::Protocol;
-use martlet_bfd::State;
+use martlet_bfd::{SessionId, SessionStatus, State};
 use martlet_bgp::{Family, NeighborState};
 use martlet_clock::Instant;
 use martlet_netlink::Object;
@@ -49,6 +49,27 @@ impl World {
             }
         }
         up
+    }
+
+    /// What was Up in `before` and is no longer has taken its BGP session along.
+    pub fn check_supervised(&mut self, pod: usize, before: &BTreeMap<SessionId, SessionStatus>) {
+        let Some(version) = self.pods[pod].version.filter(|_| self.pods[pod].router.is_some()) else { return };
+        let was_up =
+            |remote: IpAddr| before.iter().any(|(id, status)| id.remote == remote && status.state == State::Up);
+        let view = &self.api.versions[version].view;
+        let both = (0..self.gateways.len()).flat_map(|gateway| [(gateway, false), (gateway, true)]);
+        let survivor =
+            both.filter(|(gateway, ipv4)| self.is_established(pod, *gateway, *ipv4)).find_map(|(gateway, ipv4)| {
+                let router = view.routers.get(self.names[gateway][usize::from(ipv4)].as_str())?;
+                let Protocol::Bgp(bgp) = &router.protocol else { return None };
+                let over = bgp.bfd.is_some() && was_up(router.address) && self.bfd_is_down(pod, router.address);
+                over.then_some(router.address)
+            });
+        self.check.ask("supervised");
+        if let Some(remote) = survivor {
+            let message = format!("pod-{pod} is Established with {remote} although BFD to it has gone down");
+            self.check.fail(self.now, "supervised", message);
+        }
     }
 
     /// Asks the invariants of one pod.

@@ -46,6 +46,7 @@ pub const INVARIANTS: &[(&str, &str)] = &[
         "of two connections that both talk one is closed within a second: the right one (RFC 4271 section 6.8)",
     ),
     ("hold-time", "a session that hears nothing for its hold time is not Established"),
+    ("supervised", "a session whose BFD goes down ends with it (RFC 5882 section 4.2)"),
     ("detection", "BFD goes down after the detection time: not earlier, not later"),
     ("poll", "a changed BFD interval is announced with a Poll"),
     ("jitter", "BFD intervals are jittered"),

@@ -247,8 +247,9 @@ impl World {
                 if self.pods[pod].epoch == epoch {
                     let status = self.pods[pod].bfd.status();
                     if status != self.pods[pod].told_bfd {
-                        self.pods[pod].told_bfd.clone_from(&status);
+                        let before = std::mem::replace(&mut self.pods[pod].told_bfd, status.clone());
                         self.router(pod, Input::Bfd(&status));
+                        self.check_supervised(pod, &before);
                     }
                 }
             }
