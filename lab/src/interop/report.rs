@@ -68,7 +68,8 @@ pub fn page(outcomes: &[Outcome], collisions: &[Collisions], recoveries: &[Recov
             "\n## Recovery\n\nBFD 300 ms three times on both sides. Milliseconds from the return of the path (of a killed peer: from its\n\
              first answer, which may come later than the session) until Established to stay. A kernel repeats an unanswered question\n\
              for a link address once a second: when a carrier has been back for 50 ms, what was asked for in vain is forgotten, and\n\
-             only then the first packet is sent. BIRD waits `error wait time 1,2`, `connect delay time 1` here. FRR closes connections for about four seconds after its\n\
+             only then the first packet is sent. BIRD's `error wait time 1,2` means here that after a second failure it takes no connection for\n\
+             two seconds: it is that which the second row of BIRD shows. FRR closes connections for about four seconds after its\n\
              start; when BGP comes up it replaces its BFD session and says Down, diagnostic 3, with the old one: that costs one session.\n\n\
              | peer | what | ms | had come and gone before |\n|---|---|---|---|\n",
         );
