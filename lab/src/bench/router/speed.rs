@@ -389,15 +389,13 @@ fn many(runs: usize) -> Result<Storm> {
         let monitor = bench.stage.lab.spawn_into("many-routes", &bench.stage.pod, command, &path)?;
         std::thread::sleep(Duration::from_millis(200));
         bench.start(who)?;
-        // BIRD sleeps for up to 3 s over the last UPDATE of a long feed; asked something, it does not.
-        let awake = || birdc("show protocols").map(drop);
-        let told = told_of(&path, false, &awake)?;
+        let told = told_of(&path, false)?;
         let index = usize::from(who == Who::Bird);
         // A tick is 10 ms.
         storm.processor[index].push(ticks(bench.process()?.pid())? / 100.0);
         let ended = SystemTime::now();
         birdc("disable")?;
-        let gone = told_of(&path, true, &awake)?;
+        let gone = told_of(&path, true)?;
         monitor.signal(Signal::Kill)?;
         bench.end()?;
         birdc("enable")?;
@@ -410,14 +408,11 @@ fn many(runs: usize) -> Result<Storm> {
 
 /// When the kernel told of each of the many routes, that it came or that it is `gone`. The file is read when it has stopped to
 /// grow: to read it all the time would be most of the work of the machine.
-fn told_of(path: &Path, gone: bool, awake: &dyn Fn() -> Result<()>) -> Result<Vec<SystemTime>> {
+fn told_of(path: &Path, gone: bool) -> Result<Vec<SystemTime>> {
     let mut length = 0;
     until("100 000 routes", 4 * LIMIT, || {
         let before = std::mem::replace(&mut length, fs::metadata(path)?.len());
-        for _ in 0..4 {
-            std::thread::sleep(Duration::from_millis(50));
-            awake()?;
-        }
+        std::thread::sleep(Duration::from_millis(200));
         if length != before {
             return Ok(Seen::not_yet(format!("{length} octets of events")));
         }
