@@ -3,8 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
-use std::io;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,13 +14,11 @@ use turmoil_net::shim::tokio::net::TcpStream;
 
 use crate::hosts::PORT;
 use crate::link::Node;
-use crate::net::{Accepting, Addresses, accept};
+use crate::net::{Accepting, Addresses, Opening, accept, open};
 use crate::peer::{Peer, Want};
 
 /// How often it looks at its sockets.
 const LOOK: Duration = Duration::from_millis(10);
-
-type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
 struct Wire {
     stream: TcpStream,
@@ -62,7 +59,7 @@ struct Process<'a> {
     /// Where it listens.
     at: [SocketAddr; 2],
     accepting: [Accepting; 2],
-    connecting: Vec<(usize, bool, Connecting)>,
+    connecting: Vec<(usize, bool, Opening)>,
     wires: BTreeMap<usize, Wire>,
     next: usize,
 }
@@ -118,7 +115,7 @@ impl Process<'_> {
                 }
                 Want::Connect(pod, ipv4) => {
                     let remote = SocketAddr::new(self.pods[pod][usize::from(!ipv4)], PORT);
-                    self.connecting.push((pod, ipv4, Box::pin(TcpStream::connect(remote))));
+                    self.connecting.push((pod, ipv4, open(remote)));
                 }
             }
         }

@@ -47,6 +47,14 @@ impl SimNet {
     }
 }
 
+/// A stream on its way.
+pub type Opening = Pin<Box<dyn Future<Output = std::io::Result<TcpStream>>>>;
+
+/// Opens a connection to `remote`.
+pub fn open(remote: SocketAddr) -> Opening {
+    Box::pin(TcpStream::connect(remote))
+}
+
 /// Waits for a connection at `at`.
 pub fn accept(listener: Option<TcpListener>, at: SocketAddr) -> Accepting {
     Box::pin(async move {
@@ -73,7 +81,7 @@ impl Net for SimNet {
         let remote = SocketAddr::new(transport.address, transport.remote_port);
         Box::pin(async move {
             let reason = |error: std::io::Error| close_reason(&error);
-            let stream = TcpStream::connect(remote).await.map_err(reason)?;
+            let stream = open(remote).await.map_err(reason)?;
             let (local, remote) = (stream.local_addr().map_err(reason)?, stream.peer_addr().map_err(reason)?);
             Ok::<_, CloseReason>((stream, local, remote))
         })
