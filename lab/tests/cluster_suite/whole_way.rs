@@ -289,7 +289,9 @@ fn no_change_of_vip_route_service_or_router_rolls_or_loses(stage: &Stage<'_, '_>
         Ok(())
     })?;
     println!("    a table grows and shrinks: {good} rounds went well, {} were moved", bad.len());
-    ensure!(good > 0 && bad.iter().all(|why| why.ends_with("and then: Reset")), "of {good} rounds: {bad:#?}");
+    // In the middle of a question, or of the handshake before it.
+    let was_moved = |why: &String| why.ends_with("and then: Reset") || why.contains("reset by peer");
+    ensure!(good > 0 && bad.iter().all(was_moved), "of {good} rounds: {bad:#?}");
     stage.without_loss("a GatewayRouter changes, another comes and goes", || {
         let patch = |text: &str| stage.kubectl(&["patch", "gatewayrouter", "gateway-a-v4", "--type=merge", "-p", text]);
         patch(r#"{"spec":{"bgp":{"bfd":{"multiplier":6,"minTx":"400ms"}},"description":"by another name"}}"#)?;
