@@ -102,13 +102,8 @@ async fn serve(
     news: mpsc::Sender<News>,
 ) {
     let mut carriers = Carriers::default();
-    let mut next = snapshot(&mut kernel).await;
+    let mut next = snapshot(&mut kernel, &mut carriers).await;
     loop {
-        match &mut next {
-            News::Links(links) => carriers.settle(&mut kernel, links).await,
-            News::Snapshot(snapshot) => carriers.settle(&mut kernel, &mut snapshot.links).await,
-            News::Changed(..) | News::Applied(_) => {}
-        }
         if news.send(next).await.is_err() {
             return;
         }
@@ -117,7 +112,7 @@ async fn serve(
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Apply(changes)) => News::Applied(apply(&mut kernel, &changes).await),
-                Some(Command::Dump) => snapshot(&mut kernel).await,
+                Some(Command::Dump) => snapshot(&mut kernel, &mut carriers).await,
             },
             event = events.next() => match event {
                 Event::LinksChanged => {
@@ -128,15 +123,15 @@ async fn serve(
                             return;
                         }
                     }
-                    snapshot(&mut kernel).await
+                    snapshot(&mut kernel, &mut carriers).await
                 }
                 Event::Overrun => {
                     warn!("the kernel had more to say than we could hear: it is dumped anew");
-                    snapshot(&mut kernel).await
+                    snapshot(&mut kernel, &mut carriers).await
                 }
                 Event::ObjectsChanged(changed) => News::Changed(changed.removed, changed.appeared),
             },
-            () = carriers.next() => snapshot(&mut kernel).await,
+            () = carriers.next() => snapshot(&mut kernel, &mut carriers).await,
         };
     }
 }
@@ -201,11 +196,14 @@ async fn apply(kernel: &mut Netlink, changes: &[Change]) -> Vec<Failure> {
     failed.into_iter().map(|(change, error)| Failure { change, error: error.to_string().into() }).collect()
 }
 
-async fn snapshot(kernel: &mut Netlink) -> News {
+async fn snapshot(kernel: &mut Netlink, carriers: &mut Carriers) -> News {
     let mut told = false;
     loop {
         match kernel.snapshot().await {
-            Ok(snapshot) => return News::Snapshot(snapshot),
+            Ok(mut snapshot) => {
+                carriers.settle(kernel, &mut snapshot.links).await;
+                return News::Snapshot(snapshot);
+            }
             Err(error) if !told => error!(%error, "the kernel cannot be read; tried again"),
             Err(_) => {}
         }

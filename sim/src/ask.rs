@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use martlet_api::view::Protocol;
+use martlet_api::view::{GatewayRouter, Protocol};
 use martlet_bfd::{SessionId, SessionStatus, State};
 use martlet_bgp::{Family, NeighborState};
 use martlet_clock::Instant;
@@ -17,7 +17,7 @@ use crate::check::family_of;
 use crate::gateway::Brain;
 use crate::link::Node;
 use crate::objects::{gateway_address, pod_address};
-use crate::pod::{ADOPT, Announced, LEAVE, SILENCE_NS, Wire};
+use crate::pod::{ADOPT, LEAVE, SILENCE_NS, Wire};
 use crate::world::{MS, PATIENCE, World};
 
 impl World {
@@ -32,13 +32,17 @@ impl World {
         self.pods[pod].sessions.get(&(gateway, ipv4)) == Some(&NeighborState::Established)
     }
 
+    /// The object of a gateway's router, if that version has it.
+    fn asked_for(&self, version: usize, gateway: usize, ipv4: bool) -> Option<&GatewayRouter> {
+        self.api.versions[version].view.routers.get(self.names[gateway][usize::from(ipv4)].as_str())
+    }
+
     /// Which family has a gateway that is Up, as the router must see it.
     fn connectivity(&self, pod: usize, version: usize) -> [bool; 2] {
-        let view = &self.api.versions[version].view;
         let mut up = [false; 2];
         for gateway in 0..self.gateways.len() {
             for ipv4 in [false, true] {
-                let Some(router) = view.routers.get(self.names[gateway][usize::from(ipv4)].as_str()) else { continue };
+                let Some(router) = self.asked_for(version, gateway, ipv4) else { continue };
                 let down = |remote| self.bfd_is_down(pod, remote);
                 up[usize::from(ipv4)] |= match &router.protocol {
                     Protocol::Bgp(bgp) => {
@@ -56,11 +60,10 @@ impl World {
         let Some(version) = self.pods[pod].version.filter(|_| self.pods[pod].router.is_some()) else { return };
         let was_up =
             |remote: IpAddr| before.iter().any(|(id, status)| id.remote == remote && status.state == State::Up);
-        let view = &self.api.versions[version].view;
         let both = (0..self.gateways.len()).flat_map(|gateway| [(gateway, false), (gateway, true)]);
         let survivor =
             both.filter(|(gateway, ipv4)| self.is_established(pod, *gateway, *ipv4)).find_map(|(gateway, ipv4)| {
-                let router = view.routers.get(self.names[gateway][usize::from(ipv4)].as_str())?;
+                let router = self.asked_for(version, gateway, ipv4)?;
                 let Protocol::Bgp(bgp) = &router.protocol else { return None };
                 let over = bgp.bfd.is_some() && was_up(router.address) && self.bfd_is_down(pod, router.address);
                 over.then_some(router.address)
@@ -80,11 +83,7 @@ impl World {
         }
         let one = &self.pods[pod];
         let Some(version) = one.version.filter(|_| one.router.is_some()) else { return };
-        let announced = self.announced(pod, version);
-        let known = one.bad_since.is_empty() && one.right.as_ref() == Some(&announced);
-        let wrong = if known { None } else { self.wrongly_announced(pod, version, &announced) };
-        self.pods[pod].right = wrong.is_none().then_some(announced);
-        let wrong = wrong.or_else(|| self.unbacked(pod, version));
+        let wrong = self.wrongly_announced(pod, version).or_else(|| self.unbacked(pod, version));
         let wrong = wrong.or_else(|| self.forgotten(pod)).or_else(|| self.talks_twice(pod));
         for invariant in ["withdrawn", "backed", "adopted", "collision"] {
             self.check.ask(invariant);
@@ -117,19 +116,12 @@ impl World {
         limits.chain(bad).chain(kept).chain(talks).filter(|limit| *limit >= self.now).min().unwrap_or(u64::MAX)
     }
 
-    fn announced(&self, pod: usize, version: usize) -> Announced {
+    fn wrongly_announced(&self, pod: usize, version: usize) -> Option<(&'static str, String)> {
         let one = &self.pods[pod];
+        let mut up = None;
+        let view = &self.api.versions[version].view;
         let over = |since: u64| self.now > since + u64::try_from(LEAVE.as_nanos()).unwrap_or_default() + 50 * MS;
         let leaving = one.draining || one.stopping.is_some_and(over);
-        let wires = one.wires.iter().filter(|(_, wire)| wire.stream.is_some());
-        let wires = wires.map(|(id, wire)| (*id, wire.sent.updates, wire.ready)).collect();
-        Announced { decides: (version, one.said_count, self.connectivity(pod, version), leaving), wires }
-    }
-
-    fn wrongly_announced(&self, pod: usize, version: usize, announced: &Announced) -> Option<(&'static str, String)> {
-        let one = &self.pods[pod];
-        let (_, _, up, leaving) = announced.decides;
-        let view = &self.api.versions[version].view;
         // What waits for room was not sent yet: withdrawals are the first of it.
         for wire in one.wires.values().filter(|wire| wire.stream.is_some() && !wire.ready) {
             for vip in wire.sent.heard.keys() {
@@ -141,7 +133,7 @@ impl World {
                     "the router ends"
                 } else if !said {
                     "the load balancer's word is that it is not ready"
-                } else if !up[usize::from(family_of(vip))] {
+                } else if !up.get_or_insert_with(|| self.connectivity(pod, version))[usize::from(family_of(vip))] {
                     "no gateway of its family is Up"
                 } else if !view.vips.contains(vip) {
                     "no object asks for it"

@@ -41,8 +41,6 @@ pub struct Tap {
     pub restart_s: u16,
     /// A KEEPALIVE was seen.
     pub confirmed: bool,
-    /// How many UPDATEs there were: what was announced may be another after each.
-    pub updates: u64,
 }
 
 fn number(octets: &[u8]) -> usize {
@@ -123,7 +121,6 @@ impl Tap {
     }
 
     fn update(&mut self, mut body: &[u8]) -> Option<Message> {
-        self.updates += 1;
         if body == [0, 0, 0, 0] {
             return Some(Message::EndOfRib { ipv4: true });
         }

@@ -100,9 +100,9 @@ struct Host {
 
 impl Host {
     /// Which prefixes it sends where.
-    fn learned(&self) -> BTreeMap<IpNet, BTreeSet<IpAddr>> {
+    fn learned(&self) -> Rc<BTreeMap<IpNet, BTreeSet<IpAddr>>> {
         let Some(peer) = &self.naive else {
-            return self.kernel.look(|kernel| BTreeMap::clone(kernel.learned()));
+            return self.kernel.look(|kernel| Rc::clone(kernel.learned()));
         };
         let mut learned: BTreeMap<IpNet, BTreeSet<IpAddr>> = BTreeMap::new();
         let peer = peer.borrow();
@@ -110,7 +110,7 @@ impl Host {
         for (prefix, hop) in sessions.filter_map(|(pod, ipv4)| peer.heard(pod, ipv4)).flatten() {
             learned.entry(*prefix).or_default().insert(*hop);
         }
-        learned
+        learned.into()
     }
 }
 
@@ -290,7 +290,7 @@ fn unwell(hosts: &[Rc<Host>]) -> Option<String> {
         } else {
             vips().map(|(_, vip)| (vip, of(0, PODS, family(&vip)))).collect()
         };
-        (learned != expected).then(|| format!("{} has {learned:?} instead of {expected:?}", HOSTS[number]))
+        (*learned != expected).then(|| format!("{} has {learned:?} instead of {expected:?}", HOSTS[number]))
     })
 }
 

@@ -201,8 +201,6 @@ pub struct Pod {
     pub version: Option<usize>,
     /// What the router was told of the load balancer.
     pub said: Lb,
-    /// How often that was something new.
-    pub said_count: u64,
     /// What the router was told of BFD.
     pub told_bfd: BTreeMap<SessionId, SessionStatus>,
     /// What the router said of its neighbours.
@@ -229,10 +227,6 @@ pub struct Pod {
     pub dirty: bool,
     /// Until then time alone cannot break a promise.
     pub calm_until: u64,
-    /// Announcements that were found right, until something of it changes.
-    pub right: Option<Announced>,
-    /// The deadline of the router, if nothing has touched it since it was asked.
-    pub due: Due,
     /// Timeouts in a row at one instant.
     pub spins: (u64, u32),
     /// What gateways told whose sessions ended and who asked that it is kept (RFC 4724): gateway and family.
@@ -241,23 +235,6 @@ pub struct Pod {
     pub dumped: Option<usize>,
     /// How many it said that it has adopted.
     pub took: usize,
-}
-
-/// A deadline that is asked for once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// Not asked since something happened.
-    Unknown,
-    /// The answer.
-    At(Option<Instant>),
-}
-
-/// What decides whether announcements are right: the objects, the load balancer's word, connectivity, whether the router
-/// leaves; of each connection how much was announced on it and whether more waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announced {
-    pub decides: (usize, u64, [bool; 2], bool),
-    pub wires: Vec<(u64, u64, bool)>,
 }
 
 /// Routes that may outlive their session.
@@ -327,7 +304,6 @@ impl Pod {
             lb: Balancer::default(),
             version: None,
             said: Lb::unknown(),
-            said_count: 0,
             told_bfd: BTreeMap::new(),
             sessions: BTreeMap::new(),
             established_at: BTreeMap::new(),
@@ -341,8 +317,6 @@ impl Pod {
             bad_since: BTreeMap::new(),
             dirty: false,
             calm_until: 0,
-            right: None,
-            due: Due::Unknown,
             spins: (0, 0),
             kept: BTreeMap::new(),
             dumped: None,
@@ -363,8 +337,6 @@ impl Pod {
         self.version = None;
         self.configured = None;
         self.said = Lb::unknown();
-        self.said_count += 1;
-        self.due = Due::Unknown;
         self.told_bfd.clear();
         self.sessions.clear();
         self.kernel.work.clear();

@@ -304,9 +304,7 @@ impl World {
         let mut buffer = BytesMut::new();
         let more = match node {
             Node::Pod(pod) => {
-                let one = &mut self.pods[pod];
-                one.due = crate::pod::Due::Unknown;
-                one.router.as_mut().is_some_and(|router| router.transmit(now, id, &mut buffer, room))
+                self.pods[pod].router.as_mut().is_some_and(|router| router.transmit(now, id, &mut buffer, room))
             }
             Node::Gateway(gateway) => match &mut self.gateways[gateway].brain {
                 Some(Brain::Ours(speaker)) => speaker.transmit(now, id, &mut buffer, room),

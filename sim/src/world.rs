@@ -239,7 +239,6 @@ impl World {
                 let lb = self.pods[pod].lb.told(self.now);
                 if self.pods[pod].router.is_some() && lb != self.pods[pod].said {
                     self.pods[pod].said = lb.clone();
-                    self.pods[pod].said_count += 1;
                     self.router(pod, Input::Lb(&lb));
                 }
             }
@@ -396,13 +395,13 @@ impl World {
                     one.bfd.handle(now, martlet_bfd::Input::Timeout);
                     self.check.deadline("BFD", now, self.pods[pod].bfd.deadline());
                 }
-                let due = self.due(pod);
+                let due = self.pods[pod].router.as_ref().and_then(martlet_router::core::Router::deadline);
                 if due.is_some_and(|at| at <= now) {
                     let spins = &mut self.pods[pod].spins;
                     *spins = if spins.0 == self.now { (self.now, spins.1 + 1) } else { (self.now, 0) };
                     self.check.spins("the router", spins.1);
                     self.router(pod, Input::Timeout);
-                    let deadline = self.due(pod);
+                    let deadline = self.pods[pod].router.as_ref().and_then(martlet_router::core::Router::deadline);
                     self.check.deadline("the router", now, deadline);
                 } else {
                     self.after_pod(pod);
@@ -441,22 +440,10 @@ impl World {
         let now = self.local(Node::Pod(pod));
         // What follows from these is seen in what comes out.
         self.pods[pod].dirty |= !matches!(input, Input::Received(..) | Input::Timeout);
-        self.pods[pod].due = pod::Due::Unknown;
         if let Some(router) = &mut self.pods[pod].router {
             router.handle(now, input);
             self.after_pod(pod);
         }
-    }
-
-    /// The deadline of a pod's router.
-    fn due(&mut self, pod: usize) -> Option<Instant> {
-        let one = &mut self.pods[pod];
-        if let pod::Due::At(at) = one.due {
-            return at;
-        }
-        let at = one.router.as_ref()?.deadline();
-        one.due = pod::Due::At(at);
-        at
     }
 
     /// Does what the processes of a pod want, then asks the invariants.
@@ -480,10 +467,9 @@ impl World {
         for id in ready {
             self.flush(Node::Pod(pod), id);
         }
-        let due = self.due(pod);
         let one = &self.pods[pod];
-        if one.router.is_some()
-            && let Some(at) = [due, one.bfd.deadline()].into_iter().flatten().min()
+        if let Some(router) = &one.router
+            && let Some(at) = [router.deadline(), one.bfd.deadline()].into_iter().flatten().min()
         {
             let at = one.clock.global(at).max(self.now);
             if one.wake.is_none_or(|wake| wake > at) {

@@ -42,14 +42,21 @@ fn an_address_counts_only_after_duplicate_address_detection() {
     });
 }
 
-/// A named network namespace that goes when its owner does, however the test ends.
+/// The far end of link `left`, in a named network namespace that goes when its owner does, however the test ends.
 struct Far(String);
 
 impl Far {
     fn new(name: &str) -> Self {
         let name = format!("martlet-far-{name}-{}", std::process::id());
         ip(&format!("netns add {name}"));
+        ip(&format!("link set left-far netns {name}"));
         Self(name)
+    }
+
+    /// From now on it answers.
+    fn take_addresses(&self) {
+        self.ip("addr add 192.0.2.2/24 dev left-far");
+        self.ip("addr add 2001:db8::2/64 dev left-far nodad");
     }
 
     fn ip(&self, arguments: &str) {
@@ -67,11 +74,8 @@ impl Drop for Far {
 fn a_probe_finds_who_answers_and_who_does_not() {
     in_namespace(async || {
         let (a, _) = two_links();
-        // The far end of the link answers from a namespace of its own.
         let far = Far::new("probe");
-        ip(&format!("link set left-far netns {}", far.0));
-        far.ip("addr add 192.0.2.2/24 dev left-far");
-        far.ip("addr add 2001:db8::2/64 dev left-far nodad");
+        far.take_addresses();
         far.ip("link set left-far up");
         sysctl::write("ipv4/neigh/left/retrans_time_ms", "50").unwrap();
         sysctl::write("ipv6/neigh/left/retrans_time_ms", "50").unwrap();
@@ -97,7 +101,6 @@ fn what_was_asked_for_in_vain_is_asked_for_anew() {
     in_namespace(async || {
         let (a, b) = two_links();
         let far = Far::new("forget");
-        ip(&format!("link set left-far netns {}", far.0));
         far.ip("link set left-far up");
         let (mut kernel, _events) = Kernel::open(owner()).unwrap();
         let all = ["192.0.2.2", "2001:db8::2"].map(|text| text.parse().unwrap());
@@ -113,8 +116,7 @@ fn what_was_asked_for_in_vain_is_asked_for_anew() {
         assert_eq!(known(&mut kernel).await, 2, "another link's");
         kernel.forget_unresolved(&[a].into()).await.unwrap();
         assert_eq!(known(&mut kernel).await, 0);
-        far.ip("addr add 192.0.2.2/24 dev left-far");
-        far.ip("addr add 2001:db8::2/64 dev left-far nodad");
+        far.take_addresses();
         for address in all {
             wait_for(&mut kernel, a, address, Reachability::Reachable).await;
         }

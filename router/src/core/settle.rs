@@ -14,11 +14,11 @@ use super::Router;
 use crate::gate::has;
 
 /// How long a gateway that is Up may take to tell its routes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The way out of one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Way {
+enum Way {
     /// No gateway router is Up.
     #[default]
     None,

@@ -52,14 +52,15 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
     for round in 0..rounds {
         for who in Who::ALL {
             // They take minutes, and no goal is set by them.
-            if matches!(who, Who::Frr | Who::Gobgp) && round > 0 {
+            let sets_no_goal = matches!(who, Who::Frr | Who::Gobgp);
+            if sets_no_goal && round > 0 {
                 continue;
             }
             let mut run = Run::default();
             let done = one(who, &feed, options.quick, &mut run).with_context(|| format!("bgp, {}", who.name()));
             match done {
-                // By them no goal is set: one that does not bear the feed has its figures until then.
-                Err(error) if matches!(who, Who::Frr | Who::Gobgp) => println!("  {} gave up: {error:#}", who.name()),
+                // One that does not bear the feed has its figures until then.
+                Err(error) if sets_no_goal => println!("  {} gave up: {error:#}", who.name()),
                 done => done?,
             }
             println!("  {:<8} {:?}", who.name(), run.0);
