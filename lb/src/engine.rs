@@ -191,6 +191,14 @@ impl Tables {
         self.backends.get(rank)?.as_ref()
     }
 
+    /// The route that leads to a service, if no other does.
+    pub fn only_route(&self, backend: &Backend) -> Option<&Arc<str>> {
+        let leads = |to: &Option<Arc<Backend>>| to.as_ref().is_some_and(|to| to.service == backend.service);
+        let mut leading = self.classifier.names().iter().zip(&self.backends).filter(|(_, to)| leads(to));
+        let (only, _) = leading.next()?;
+        leading.next().is_none().then_some(only)
+    }
+
     /// The services that routes lead to, by their marks.
     pub fn services(&self) -> &[Arc<Backend>] {
         &self.services

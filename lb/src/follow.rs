@@ -14,13 +14,14 @@ use martlet_api::accept;
 use martlet_api::objects::Objects;
 use martlet_api::view::{Condition, ObjectName, View};
 use martlet_netlink::link::{Reachability, sysctl};
-use martlet_netlink::nft::{self, Queue};
+use martlet_netlink::nft::{self, Layer, Queue};
 use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
 
 use crate::counters::Counters;
 use crate::engine::FragmentMode;
+use crate::ingress::Ingress;
 use crate::offload::counts::{self, Counts};
-use crate::offload::{Engine, MOST_ELEMENTS, Offload, offload};
+use crate::offload::{Engine, MOST_ELEMENTS, Offload, ingress, limit, offload};
 use crate::queue::Queues;
 use crate::readiness::Server;
 use crate::ready::{Facts, meanwhile, partially_served, readiness};
@@ -66,6 +67,8 @@ struct State {
     have: BTreeSet<Object>,
     /// Our nftables table in the kernel.
     table: Option<nft::Table>,
+    /// The one of the short way.
+    ingress: Ingress,
     /// What nftables forwarded by itself.
     counts: Counts,
     told: BTreeSet<String>,
@@ -248,28 +251,32 @@ impl Follower {
 
     /// Reads what nftables counted.
     pub fn count(&mut self) {
-        let has_counters = |table: &nft::Table| table.sets.contains_key(counts::ENDPOINTS);
-        if !self.state.table.as_ref().is_some_and(has_counters) {
-            return;
-        }
-        let mut read = |set| self.nft.counts(NFT_TABLE, set);
-        match (read(counts::ROUTES), read(counts::ENDPOINTS)) {
-            (Ok(routes), Ok(endpoints)) => self.state.counts.take(routes, endpoints, &self.state.targets.tables),
+        if let Err(error) = self.read_counters() {
             // Somebody deleted the table: that is told elsewhere.
-            (Err(error), _) | (_, Err(error)) => tracing::debug!(%error, "counters cannot be read"),
+            tracing::debug!(%error, "counters cannot be read");
         }
+    }
+
+    fn read_counters(&mut self) -> Result<(), martlet_netlink::Error> {
+        let State { table, ingress, counts, targets, .. } = &mut self.state;
+        if table.as_ref().is_some_and(|table| table.sets.contains_key(counts::ENDPOINTS)) {
+            let mut read = |set| self.nft.counts(Layer::Inet, NFT_TABLE, set);
+            counts.take(read(counts::ROUTES)?, read(counts::ENDPOINTS)?, &targets.tables);
+        }
+        ingress.count(&mut self.nft, &targets.tables)
     }
 
     /// Another had a hand in our nftables table: it is made anew.
     pub fn table_changed(&mut self) {
         tracing::warn!("somebody changed our nftables table");
         self.state.table = None;
+        self.state.ingress.forget();
     }
 
     /// Whether the kernel has refused or blocked something, so that it is worth trying again.
     pub fn is_incomplete(&self) -> bool {
-        let State { facts, table, .. } = &self.state;
-        !facts.refused.is_empty() || !facts.blocked.is_empty() || table.is_none()
+        let State { facts, table, ingress, .. } = &self.state;
+        !facts.refused.is_empty() || !facts.blocked.is_empty() || table.is_none() || !ingress.is_known()
     }
 
     /// All that is known.
@@ -277,6 +284,7 @@ impl Follower {
         let State { view, targets, facts, engine, alive, reached, partial, .. } = &self.state;
         let mut counters = self.queues.counters();
         self.state.counts.add_to(&mut counters);
+        self.state.ingress.add_to(&mut counters);
         Status {
             view: view.clone(),
             targets: targets.clone(),
@@ -354,10 +362,6 @@ impl Follower {
     async fn apply_nftables(&mut self) {
         let defragment = self.settings.policy.fragments == FragmentMode::Kernel;
         let (offload, why) = self.offload();
-        if why != self.state.engine {
-            tracing::info!(engine = why, "packets to VIPs");
-            self.state.engine = why;
-        }
         let steer = match &offload {
             None => Steer::Queue,
             Some(offload) if self.engine == Engine::Queue => Steer::QueueOr(offload),
@@ -366,10 +370,21 @@ impl Follower {
         let replies = self.state.view.as_ref().map(translate::replies).unwrap_or_default();
         let vips = &self.state.targets.vips;
         let table = nftables(vips, &replies, self.queue, defragment, steer);
-        if self.state.table.as_ref() == Some(&table) {
-            return;
-        }
         let plain = nftables(vips, &replies, self.queue, defragment, Steer::Queue);
+        let short = self.state.view.as_ref().filter(|_| matches!(steer, Steer::Kernel(_))).and_then(|view| {
+            let Targets { tables, hops, .. } = &self.state.targets;
+            ingress(NFT_TABLE, view, tables, hops, &self.state.facts.links)
+        });
+        let is_there = self.state.table.as_ref() == Some(&table) || self.apply_steps(table, plain).await;
+        let engine = why + &self.state.ingress.apply(&mut self.nft, short.filter(|_| is_there));
+        if engine != self.state.engine {
+            tracing::info!(engine, "packets to VIPs");
+            self.state.engine = engine;
+        }
+    }
+
+    /// Makes `table` true; false: the kernel refuses.
+    async fn apply_steps(&mut self, table: nft::Table, plain: nft::Table) -> bool {
         let mut steps = steps(self.state.table.as_ref(), table, plain).into_iter().peekable();
         while let Some(table) = steps.next() {
             match self.nft.apply(&table, self.state.table.as_ref()) {
@@ -379,13 +394,14 @@ impl Follower {
                     self.state.table = None;
                     let reason = format!("nftables: {error}");
                     self.state.facts.blocked = Family::ALL.into_iter().map(|family| (family, reason.clone())).collect();
-                    return;
+                    return false;
                 }
             }
             if steps.peek().is_some() {
                 self.give_sign_of_life().await;
             }
         }
+        true
     }
 
     /// In the midst of long work: asks the threads, and tells the router again, so that nobody takes us for dead.
@@ -405,7 +421,8 @@ impl Follower {
             return (None, "queue".into());
         }
         let Some(view) = &self.state.view else { return (None, "queue".into()) };
-        let offload = offload(view, &self.state.targets.tables, self.queue);
+        let Targets { tables, hops, .. } = &self.state.targets;
+        let offload = offload(view, tables, self.queue, limit(hops, &self.state.facts.links));
         match (offload.excess(), self.engine) {
             (Some(excess), _) => (None, format!("queue: {excess}")),
             (None, Engine::Queue) => (Some(offload), "queue, and the kernel while nobody listens there".into()),
@@ -475,7 +492,9 @@ fn forwarding() -> BTreeMap<Family, String> {
 /// # Errors
 /// When something could not be removed.
 pub async fn remove(kernel: &mut Kernel, nft: &mut nft::Connection) -> anyhow::Result<()> {
-    nft.delete(NFT_TABLE).context("the nftables table cannot be deleted")?;
+    // A kernel without that family holds nothing of it, and says so.
+    let _ = nft.delete(Layer::Netdev, NFT_TABLE);
+    nft.delete(Layer::Inet, NFT_TABLE).context("the nftables table cannot be deleted")?;
     let have = kernel.snapshot().await.context("the kernel's state cannot be read")?.objects;
     let failed = kernel.apply(&diff(&have, &BTreeSet::new())).await;
     match failed.first() {

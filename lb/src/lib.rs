@@ -19,6 +19,7 @@ pub mod fragment;
 pub mod hash;
 pub mod health;
 pub mod icmp;
+pub mod ingress;
 pub mod maglev;
 pub mod metrics;
 pub mod nfqlb;

@@ -12,11 +12,15 @@
 //! - Fragments of IPv4 and all that has extension headers of IPv6: to the queue, unless the kernel has put fragments together
 //!   before. (That costs every packet more than the whole engine does.)
 //!
-//! The hash is the one of [`crate::hash`]: both engines send a flow to the same endpoint. It is not for everybody: a map of 65537 slots costs 6 MB of kernel memory, rules are walked
-//! one by one, and the kernel itself answers what is too big (not as the VIP). What it forwards is counted by route and by
-//! endpoint in elements of sets: see [`counts`].
+//! - What is longer than a link to endpoints takes, where such packets can come: to the queue, which answers as the VIP.
+//!
+//! The hash is the one of [`crate::hash`]: both engines send a flow to the same endpoint. It is not for everybody: rules are
+//! walked one by one, and tables take kernel memory. What it forwards is counted by route and by endpoint in elements of sets:
+//! see [`counts`]. Most packets do not even come so far: see [`ingress()`].
 
 pub mod counts;
+mod ingress;
+mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,14 +28,17 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use martlet_api::view::{Route, View};
-use martlet_netlink::Family;
 use martlet_netlink::nft::{Base, Chain, Expression, MetaKey, Queue, Register, Rule, Set, Table};
+use martlet_netlink::{Family, Link};
+
+pub use ingress::{ingress, ways_of};
 
 use crate::engine::{Backend, Tables};
 use crate::flow::number as number_of;
-use crate::hash::Seed;
 use crate::packet::protocol;
+use crate::targets::Hop;
 use crate::translate::{Place, in_mark, load, test, translations};
+use way::Way;
 
 /// Elements of all maps together; more is for the queue.
 pub const MOST_ELEMENTS: usize = 2_000_000;
@@ -90,6 +97,16 @@ impl Offload {
         }
     }
 
+    /// The name of the chains that give a packet the mark of its endpoint, and with it the endpoint's port, if it is another.
+    fn end(&mut self, way: &Way, target: Option<u16>) -> String {
+        let ends = format!("{}{}", way.map, target.map_or_else(String::new, |port| format!("-to-{port}")));
+        let name = format!("{ends}-chains");
+        let (choice, chains) = way.end(&ends, |rule| marked(rule, target));
+        self.sets.insert(name.clone(), choice);
+        self.chains.extend(chains);
+        name
+    }
+
     /// Adds sets and chains to `table`.
     pub fn put_into(self, table: &mut Table) {
         table.sets.extend(self.sets);
@@ -121,28 +138,35 @@ const fn errors_of(family: Family) -> &'static str {
     }
 }
 
-/// Routes and tables as chains and maps. What the kernel cannot decide goes to `queue`.
-pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
+/// What fits through the links to all of `hops`, if longer packets can come by another link.
+pub fn limit(hops: &BTreeSet<Hop>, links: &BTreeMap<u32, Link>) -> Option<u32> {
+    let out: BTreeSet<u32> = hops.iter().map(|hop| hop.interface).collect();
+    let room = out.iter().filter_map(|index| Some(links.get(index)?.mtu)).min()?;
+    let takes_longer = |link: &Link| !out.contains(&link.index) && link.mtu > room && &*link.name != LOOPBACK;
+    links.values().any(takes_longer).then_some(room)
+}
+
+/// It is no way in.
+const LOOPBACK: &str = "lo";
+
+/// Routes and tables as chains and maps. What the kernel cannot decide goes to `queue`, and what is longer than `limit`: who
+/// sent it shall hear of that from the VIP.
+pub fn offload(view: &View, tables: &Tables, queue: Queue, limit: Option<u32>) -> Offload {
     let mut made = Offload::default();
+    let shared = counts::counted(tables);
     for family in Family::ALL {
         let layouts @ [of_packet, of_quoted] = [Layout::packet(family), Layout::quoted(family)];
         let mut rules: [Vec<Rule>; 2] = Default::default();
         for (rank, name) in tables.classifier().names().iter().enumerate() {
             let Some(route) = view.routes.get(name) else { continue };
-            let backend = tables.backend(rank).filter(|_| is_simple(route) && !tables.policy().nfqlb);
-            let way = backend.and_then(|backend| Way::new(family, backend, tables.seed(), &mut made.sets));
+            let way = way(family, tables, rank, route, &mut made.sets);
             // Before the route as a whole, each of its ports that is another at the endpoint.
-            let translated = translations(route).filter(|_| way.is_some()).map(|((transport, port), target)| {
-                let protocols = [transport].into();
-                let one = Route { protocols, destination_ports: [(port, port)].into(), ..route.clone() };
-                (one, Some(target))
-            });
-            let translated: Vec<(Route, Option<u16>)> = translated.collect();
-            for (route, target) in translated.iter().map(|(route, target)| (route, *target)).chain([(route, None)]) {
+            let translated = translated(route).filter(|_| way.is_some()).map(|(route, target)| (route, Some(target)));
+            for (route, target) in translated.chain([(route.clone(), None)]) {
                 for (layout, rules) in layouts.iter().zip(&mut rules) {
-                    for rule in conditions(layout, rank, route, &mut made.sets).into_iter().flatten() {
+                    for rule in conditions(layout, rank, &route, &view.vips, &mut made.sets).into_iter().flatten() {
                         rules.push(match &way {
-                            Some(way) => way.take(layout, counted(rule, name), target),
+                            Some(way) => way.take(layout, counted(rule, name, &shared), &made.end(way, target)),
                             None => rule.counter().queue(queue),
                         });
                     }
@@ -156,6 +180,8 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
             Family::Ipv4 => [fragment().counter().queue(queue)].into_iter().chain(flows).collect(),
             Family::Ipv6 => [no_transport(of_packet).then(to_others.clone())].into_iter().chain(flows).collect(),
         };
+        let too_long = limit.and_then(|limit| longer_than(limit, family)).map(|rule| rule.counter().queue(queue));
+        let flows: Vec<Rule> = too_long.into_iter().chain(flows).collect();
         made.rules += flows.len() + 1;
         let vips = pairs(view.vips.iter().map(IpNet::addr).filter(|vip| vip.is_ipv4() == (family == Family::Ipv4)));
         made.sets.insert(quotes.into(), vips);
@@ -174,8 +200,7 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
         let identifiers = backend.ipv4.identifiers() | backend.ipv6.identifiers();
         identifiers.into_iter().map(|identifier| backend.first_mark + u32::from(identifier)).collect::<Vec<_>>()
     };
-    let routes = tables.classifier().names().iter().map(|name| counts::number_of(name)).collect();
-    made.sets.insert(counts::ROUTES.into(), Set::Counted(routes));
+    made.sets.insert(counts::ROUTES.into(), routes(&shared));
     made.sets.insert(counts::ENDPOINTS.into(), Set::Counted(tables.services().iter().flat_map(marks).collect()));
     let slots = |set: &Set| match set {
         Set::Marks(marks) => marks.len(),
@@ -185,10 +210,29 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue) -> Offload {
     made
 }
 
-/// Counts a packet for a route: it is always among the counted. By way of the mark, which is set for good later: what the
-/// `nft` program can show is a test of a field.
-fn counted(rule: Rule, route: &str) -> Rule {
-    count_by_mark(rule.set_mark(counts::number_of(route)), counts::ROUTES)
+/// The way of what a route takes, if nftables can say all of it and there is an endpoint.
+fn way(family: Family, tables: &Tables, rank: usize, route: &Route, sets: &mut BTreeMap<String, Set>) -> Option<Way> {
+    let backend = tables.backend(rank).filter(|_| is_simple(route) && !tables.policy().nfqlb)?;
+    Way::new(family, backend, tables.seed(), sets)
+}
+
+/// The part of a route that is of a port that is another at the endpoint, and that port.
+fn translated(route: &Route) -> impl Iterator<Item = (Route, u16)> {
+    translations(route).map(|((transport, port), target)| {
+        let protocols = [transport].into();
+        (Route { protocols, destination_ports: [(port, port)].into(), ..route.clone() }, target)
+    })
+}
+
+/// The set of the routes that are counted.
+fn routes(shared: &BTreeSet<&Arc<str>>) -> Set {
+    Set::Counted(shared.iter().map(|name| counts::number_of(name)).collect())
+}
+
+/// Counts a packet for a route that shares its service. By way of the mark, which is set for good later: what the `nft`
+/// program can show is a test of a field.
+fn counted(rule: Rule, route: &Arc<str>, shared: &BTreeSet<&Arc<str>>) -> Rule {
+    if shared.contains(route) { count_by_mark(rule.set_mark(counts::number_of(route)), counts::ROUTES) } else { rule }
 }
 
 fn count_by_mark(rule: Rule, set: &str) -> Rule {
@@ -199,14 +243,31 @@ fn count_by_mark(rule: Rule, set: &str) -> Rule {
     })
 }
 
+/// Counts a packet with its endpoint's mark, and lets it go on.
+fn marked(rule: Rule, target: Option<u16>) -> Rule {
+    let mut rule = count_by_mark(rule, counts::ENDPOINTS);
+    if let Some(port) = target {
+        let (mask, xor) = (vec![0xff; 4], in_mark(port).to_ne_bytes().to_vec());
+        rule = rule.then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor });
+        rule = rule.then(Expression::SetMark { from: SCRATCH });
+    }
+    rule.accept()
+}
+
 /// Whether nftables can say all of a route.
 fn is_simple(route: &Route) -> bool {
     route.byte_matches.is_empty() && route.sctp_in_udp_port.is_none()
 }
 
-/// The beginnings of the rules of a route: one for each protocol and each aligned block of its ports. They match what the
-/// route matches, but for what [`is_simple`] says. `None`: nothing of the family.
-fn conditions(layout: &Layout, rank: usize, route: &Route, sets: &mut BTreeMap<String, Set>) -> Option<Vec<Rule>> {
+/// The beginnings of the rules of a route: one for each protocol and each aligned block of its ports. Of packets to `vips`
+/// they match what the route matches, but for what [`is_simple`] says. `None`: nothing of the family.
+fn conditions(
+    layout: &Layout,
+    rank: usize,
+    route: &Route,
+    vips: &BTreeSet<IpNet>,
+    sets: &mut BTreeMap<String, Set>,
+) -> Option<Vec<Rule>> {
     let family = layout.family;
     let of_family = |nets: &BTreeSet<IpNet>| -> BTreeSet<IpNet> {
         nets.iter().filter(|net| Family::of(net) == family).copied().collect()
@@ -220,6 +281,9 @@ fn conditions(layout: &Layout, rank: usize, route: &Route, sets: &mut BTreeMap<S
             (true, true) => continue,
             (true, false) => return None,
             (false, _) => {}
+        }
+        if what == "vips" && of_family(vips).is_subset(&elements) {
+            continue;
         }
         addresses.push(layout.address(place, SCRATCH));
         if let ("vips", 1, Some(vip)) = (what, elements.len(), elements.first()) {
@@ -336,6 +400,15 @@ fn fragment() -> Rule {
     test(Rule::new(), (Base::Network, 6), &FRAGMENT, false, &[0; 2])
 }
 
+/// Goes on with packets of more octets; `None`: there are none.
+fn longer_than(limit: u32, family: Family) -> Option<Rule> {
+    // IPv6 does not count its own header.
+    let (offset, header) = if family == Family::Ipv4 { (2, 0) } else { (4, 40) };
+    let value = u16::try_from((limit + 1).saturating_sub(header)).ok()?.to_be_bytes().to_vec();
+    let rule = Rule::new().then(load((Base::Network, offset), 2, SCRATCH));
+    Some(rule.then(Expression::AtLeast { register: SCRATCH, value }))
+}
+
 /// Goes on with whatever has extension headers, and with `ICMPv6`.
 fn no_transport(layout: Layout) -> Rule {
     let all = [protocol::TCP, protocol::UDP, protocol::SCTP].into_iter();
@@ -408,60 +481,6 @@ fn port(rule: Rule, place: Place, (first, mask): (u16, u16)) -> Rule {
             rule.then(load(place, 2, SCRATCH)).then(is_it)
         }
         _ => test(rule, place, &mask.to_be_bytes(), true, &first.to_be_bytes()),
-    }
-}
-
-/// From a flow to the mark of its endpoint.
-struct Way {
-    modulus: u32,
-    seed: Seed,
-    map: String,
-}
-
-impl Way {
-    /// By the table of a service; `None`: it has no endpoint of the family.
-    fn new(family: Family, backend: &Backend, seed: Seed, sets: &mut BTreeMap<String, Set>) -> Option<Self> {
-        let any = match family {
-            Family::Ipv4 => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-            Family::Ipv6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-        };
-        let table = backend.table(any);
-        if table.identifiers().is_empty() {
-            return None;
-        }
-        let modulus = table.size().slots();
-        // A table that both families share is one map.
-        let number = if family == Family::Ipv6 && !Arc::ptr_eq(&backend.ipv4, &backend.ipv6) { "-6" } else { "" };
-        let map = format!("slots-{}-{modulus}{number}", backend.first_mark);
-        sets.entry(map.clone()).or_insert_with(|| {
-            Set::Marks(table.slots().iter().map(|identifier| backend.first_mark + u32::from(*identifier)).collect())
-        });
-        Some(Self { modulus, seed, map })
-    }
-
-    /// The words of [`crate::hash`], their hash, its slot, its mark; and with it the endpoint's port, if it is another.
-    fn take(&self, layout: &Layout, mut rule: Rule, target_port: Option<u16>) -> Rule {
-        let mut next = 0;
-        for (address, port) in [(layout.client, layout.client_port), (layout.vip, layout.vip_port)] {
-            rule = rule.then(layout.address(address, Register(next)));
-            next += layout.sizes().1;
-            rule = rule.then(load(port, 2, Register(next)));
-            next += 1;
-        }
-        let length = u32::from(next + 1) * 4;
-        let hash = Expression::Hash { from: SCRATCH, length, modulus: self.modulus, seed: self.seed.0, to: SCRATCH };
-        rule = rule
-            .then(load(layout.protocol, 1, Register(next)))
-            .then(hash)
-            .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH })
-            .then(Expression::SetMark { from: SCRATCH });
-        rule = count_by_mark(rule, counts::ENDPOINTS);
-        if let Some(port) = target_port {
-            let (mask, xor) = (vec![0xff; 4], in_mark(port).to_ne_bytes().to_vec());
-            rule = rule.then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor });
-            rule = rule.then(Expression::SetMark { from: SCRATCH });
-        }
-        rule.accept()
     }
 }
 

@@ -216,8 +216,16 @@ fn the_kernel_engine_chooses_the_same_endpoints() {
             && state.flows.first().is_some_and(|flow| packets(flow.count) == of_all)
     });
     packets::fragments_arrive(&lab, &all);
-    let queued = || lab.run(&lab.lb(), "nft list chain inet martlet-lb flows-4").1;
-    assert!(queued().contains("map @slots-5000-65537"), "{}", queued());
+    let listed = |what: &str| lab.run(&lab.lb(), &format!("nft list {what}")).1;
+    let flows = listed("chain inet martlet-lb flows-4");
+    assert!(flows.contains("vmap @slots-5000-65537-chains"), "{flows}");
+    // Most of it did not come so far.
+    for family in [4, 6] {
+        let endpoints = listed(&format!("map netdev martlet-lb endpoints-{family}"));
+        assert!(endpoints.contains("counter packets ") && !endpoints.contains("packets 0 "), "{endpoints}");
+    }
+    lab.run(&lab.lb(), "nft flush ruleset");
+    eventually("the short way is back", || listed("tables").contains("table netdev martlet-lb"));
     for vip in [VIP4, VIP6] {
         let (answered, text) = lab.run(&lab.client(), &format!("ping -n -c 3 -i 0.2 -W 10 {vip}"));
         assert!(answered && text.contains(" 0% packet loss"), "an echo goes by the queue: {text}");
@@ -226,6 +234,7 @@ fn the_kernel_engine_chooses_the_same_endpoints() {
     eventually("application 2 is gone", || !lab.run(&lab.lb(), "ip route show table 5002").1.contains("default"));
     everybody_answers(&lab, &some);
     lb.end().unwrap();
+    assert_eq!(listed("ruleset"), "", "nothing is left");
 }
 
 #[test]

@@ -1,16 +1,18 @@
 //! What nftables forwarded by itself, by route and by endpoint. Pure: from readings of its counters to sums with names.
 //!
+//! Counting takes its time, so that the route of a service that no other route leads to is not counted: its endpoints are.
+//!
 //! A counter stays with its element; an element that goes and comes back, or a table that is made anew, begins at 0. So each
 //! reading counts by what it is more than the last one, and there is one before every change of the tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::counters::{Count, Counters};
-use crate::engine::{FIRST_MARK, Tables};
+use crate::engine::{Backend, FIRST_MARK, Tables};
 use crate::hash::jhash;
 
-/// The set of routes, each by its [`number_of`].
+/// The set of routes that are counted, each by its [`number_of`].
 pub const ROUTES: &str = "routes";
 /// The set of endpoints, each by its mark.
 pub const ENDPOINTS: &str = "endpoints";
@@ -21,6 +23,13 @@ pub type Reading = BTreeMap<u32, (u64, u64)>;
 /// A route as an element of a set: the same as long as its name is.
 pub fn number_of(route: &str) -> u32 {
     jhash(route.as_bytes(), 0)
+}
+
+/// The routes that share their service, and so are counted.
+pub fn counted(tables: &Tables) -> BTreeSet<&Arc<str>> {
+    let names = tables.classifier().names().iter().enumerate();
+    let shares = |rank| tables.backend(rank).is_none_or(|backend| tables.only_route(backend).is_none());
+    names.filter(|(rank, _)| shares(*rank)).map(|(_, name)| name).collect()
 }
 
 /// Sums, and the last readings.
@@ -38,6 +47,8 @@ impl Counts {
             let more = more(&self.routes, &routes, number_of(name));
             self.sums.routes.entry(Arc::clone(name)).or_default().fold(more);
         }
+        let only = |backend: &Arc<Backend>| Some((Arc::clone(&backend.service), tables.only_route(backend)?));
+        let only: BTreeMap<_, _> = tables.services().iter().filter_map(only).collect();
         for mark in endpoints.keys() {
             let more = more(&self.endpoints, &endpoints, *mark);
             if more.packets > 0
@@ -45,6 +56,9 @@ impl Counts {
                     mark.checked_sub(FIRST_MARK).and_then(|number| tables.endpoint(number))
             {
                 self.sums.endpoints.entry((Arc::clone(service), identifier)).or_default().fold(more);
+                if let Some(route) = only.get(service) {
+                    self.sums.routes.entry(Arc::clone(route)).or_default().fold(more);
+                }
             }
         }
         (self.routes, self.endpoints) = (routes, endpoints);
@@ -80,13 +94,12 @@ mod tests {
         let tables = example().targets.tables;
         let mut counts = Counts::default();
         let mut read = |packets: u64| {
-            let of = |key| [(key, (packets, packets * 100))].into();
-            counts.take(of(number_of("vip")), of(5007), &tables);
+            counts.take(Reading::new(), [(5007, (packets, packets * 100))].into(), &tables);
             let mut sums = Counters::default();
             counts.add_to(&mut sums);
             let route = sums.routes.get("vip").copied().unwrap_or_default();
             let endpoint = sums.endpoints.get(&("a".into(), 7)).copied().unwrap_or_default();
-            assert_eq!(route, endpoint);
+            assert_eq!(route, endpoint, "the only route to the service");
             (route.packets, route.octets)
         };
         assert_eq!(read(3), (3, 300));

@@ -1,5 +1,7 @@
 //! The chains, walked as the kernel walks them, against what the queue engine decides.
 
+mod walk;
+
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
@@ -8,143 +10,15 @@ use martlet_netlink::Link;
 use martlet_netlink::nft::QueueForm;
 use proptest::prelude::*;
 
+use walk::{End, walk, walk_in};
+
 use super::*;
 use crate::counters::Reason;
 use crate::engine::Choice;
-use crate::hash::{jhash, scale};
 use crate::packet::parse;
-use crate::targets::{Marks, Settings, targets};
+use crate::targets::{Hop, Marks, Settings, Targets, targets};
 
 const QUEUE: Queue = Queue { first: 0, total: 1, bypass: false, fanout: false, form: QueueForm::Native };
-
-/// What the kernel does with a packet.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    Mark(u32),
-    Queue,
-}
-
-/// The address that begins in a register.
-fn address_in(registers: &[u8], family: Family) -> IpAddr {
-    match family {
-        Family::Ipv4 => <[u8; 4]>::try_from(&registers[..4]).unwrap().into(),
-        Family::Ipv6 => <[u8; 16]>::try_from(&registers[..16]).unwrap().into(),
-    }
-}
-
-fn number_in(registers: &[u8], register: Register) -> u32 {
-    let at = usize::from(register.0) * 4;
-    u32::from_ne_bytes(registers[at..at + 4].try_into().unwrap())
-}
-
-fn put(registers: &mut [u8], register: Register, octets: &[u8]) {
-    let at = usize::from(register.0) * 4;
-    registers[at..at + octets.len()].copy_from_slice(octets);
-}
-
-/// Runs a chain over a packet whose transport header begins at `transport`.
-fn walk(made: &Offload, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
-    walk_chain(made, chain_of(family), family, packet, transport, protocol)
-}
-
-fn walk_chain(made: &Offload, chain: &str, family: Family, packet: &[u8], transport: usize, protocol: u8) -> End {
-    'rules: for rule in &made.chains[chain].rules {
-        let mut registers = [0_u8; 64];
-        let mut mark = 0_u32;
-        for expression in &rule.0 {
-            match expression {
-                Expression::Meta { key: MetaKey::Mark, to } => {
-                    put(&mut registers, *to, &mark.to_ne_bytes());
-                }
-                Expression::Meta { key, to } => {
-                    let value = match key {
-                        MetaKey::Family => {
-                            if family == Family::Ipv4 {
-                                2
-                            } else {
-                                10
-                            }
-                        }
-                        MetaKey::Protocol => protocol,
-                        _ => panic!("not used"),
-                    };
-                    put(&mut registers, *to, &[value, 0, 0, 0]);
-                }
-                Expression::Payload { base, offset, length, to } => {
-                    let start =
-                        usize::try_from(*offset).unwrap() + if *base == Base::Transport { transport } else { 0 };
-                    let length = usize::try_from(*length).unwrap();
-                    let Some(octets) = packet.get(start..start + length) else { continue 'rules };
-                    let at = usize::from(to.0) * 4;
-                    registers[at..at + length.next_multiple_of(4)].fill(0);
-                    registers[at..at + length].copy_from_slice(octets);
-                }
-                Expression::Compare { register, equal, value } => {
-                    let at = usize::from(register.0) * 4;
-                    if (registers[at..at + value.len()] == value[..]) != *equal {
-                        continue 'rules;
-                    }
-                }
-                Expression::Bitwise { from, to, mask, xor } => {
-                    for (number, (mask, xor)) in mask.iter().zip(xor).enumerate() {
-                        registers[usize::from(to.0) * 4 + number] =
-                            registers[usize::from(from.0) * 4 + number] & mask ^ xor;
-                    }
-                }
-                Expression::Lookup { register, set, found: true }
-                    if matches!(made.sets[set], Set::Addresses { .. }) =>
-                {
-                    let Set::Addresses { family, elements } = &made.sets[set] else { continue };
-                    let address = address_in(&registers[usize::from(register.0) * 4..], *family);
-                    if !elements.contains(&address) {
-                        continue 'rules;
-                    }
-                }
-                Expression::Lookup { register, set, found: true } if matches!(made.sets[set], Set::Counted(_)) => {
-                    let Set::Counted(marks) = &made.sets[set] else { continue };
-                    let key = number_in(&registers, *register);
-                    assert!(marks.contains(&key), "a packet is forwarded that {set} does not count");
-                }
-                Expression::Lookup { register, set, found } => {
-                    let Set::Prefixes { family, elements } = &made.sets[set] else { panic!("{set}") };
-                    let address = address_in(&registers[usize::from(register.0) * 4..], *family);
-                    if elements.iter().any(|net| net.contains(&address)) != *found {
-                        continue 'rules;
-                    }
-                }
-                Expression::Hash { from, length, modulus, seed, to } => {
-                    let at = usize::from(from.0) * 4;
-                    let hash = jhash(&registers[at..at + usize::try_from(*length).unwrap()], *seed);
-                    put(&mut registers, *to, &scale(hash, *modulus).to_ne_bytes());
-                }
-                Expression::Map { register, map, .. } if matches!(made.sets[map], Set::Map { .. }) => {
-                    let Set::Map { key, elements, .. } = &made.sets[map] else { continue };
-                    let at = usize::from(register.0) * 4;
-                    if !elements.contains_key(&registers[at..at + usize::try_from(*key).unwrap()]) {
-                        continue 'rules;
-                    }
-                }
-                Expression::Goto(next) => return walk_chain(made, next, family, packet, transport, protocol),
-                Expression::Map { register, map, to } => {
-                    let Set::Marks(marks) = &made.sets[map] else { panic!("{map}") };
-                    let slot = number_in(&registers, *register);
-                    put(&mut registers, *to, &marks[usize::try_from(slot).unwrap()].to_ne_bytes());
-                }
-                Expression::SetMark { from } => {
-                    mark = number_in(&registers, *from);
-                }
-                Expression::Counter => {}
-                Expression::Immediate { to, value } => {
-                    put(&mut registers, *to, value);
-                }
-                Expression::Accept => return End::Mark(mark),
-                Expression::Queue(_) => return End::Queue,
-                other => panic!("not used: {other:?}"),
-            }
-        }
-    }
-    panic!("a packet fell out of the chain");
-}
 
 fn packet(six: bool, source: u8, vip: u8, protocol: u8, ports: [u16; 2]) -> Vec<u8> {
     // Behind the 8 octets of a UDP header: ports of SCTP.
@@ -230,12 +104,27 @@ fn view(routes: Vec<Route>) -> View {
 }
 
 fn made(view: &View) -> (Tables, Offload) {
+    let (targets, links) = followed(view);
+    let offload = offload(view, &targets.tables, QUEUE, limit(&targets.hops, &links));
+    (Tables::clone(&targets.tables), offload)
+}
+
+/// Endpoints behind link `int`, VIPs by way of `ext`; `big` takes longer packets than `int`.
+fn followed(view: &View) -> (Targets, BTreeMap<u32, Link>) {
     let addresses = ["10.9.0.254/24", "fd09::fe/64"].map(|address| address.parse().unwrap()).into();
-    let link = Link { index: 3, name: "int".into(), up: true, carrier: true, mtu: 1500, addresses };
+    let link = |index, name: &str, mtu, addresses| {
+        (index, Link { index, name: name.into(), up: true, carrier: true, mtu, addresses })
+    };
+    let none = BTreeSet::new;
+    let links = [
+        link(1, "lo", 1500, none()),
+        link(2, "ext", 1500, none()),
+        link(3, "int", 1500, addresses),
+        link(4, "big", 9000, none()),
+    ];
+    let links = links.into();
     let settings = Settings { size: Some(crate::maglev::Size::new(251).unwrap()), ..Settings::default() };
-    let made = targets(view, &[(3, link)].into(), &mut Marks::default(), &settings, &Tables::default());
-    let offload = offload(view, &made.tables, QUEUE);
-    (Tables::clone(&made.tables), offload)
+    (targets(view, &links, &mut Marks::default(), &settings, &Tables::default()), links)
 }
 
 prop_compose! {
@@ -286,9 +175,75 @@ proptest! {
                 End::Mark(mark) => prop_assert_eq!(by_queue.map(Choice::told), Ok(mark)),
                 // The queue engine decides all that comes to it.
                 End::Queue => {}
+                other => prop_assert!(false, "{:?}", other),
             }
         }
     }
+
+    #[test]
+    fn the_short_way_ends_at_the_endpoint_of_the_long_one(
+        routes in prop::collection::vec(route(), 0..8),
+        packets in prop::collection::vec(
+            (any::<bool>(), 0_u8..8, 1_u8..4, 0_usize..4, (0_u16..18, 0_u16..18), 0_u8..10), 1..40),
+    ) {
+        let view = view(routes);
+        let (Targets { tables, hops, .. }, links) = followed(&view);
+        let Some(table) = ingress("t", &view, &tables, &hops, &links) else { return Ok(()) };
+        for (six, source, vip, transport, ports, shape) in packets {
+            let protocol = [6, 17, 132, if six { 58 } else { 1 }][transport];
+            let mut octets = packet(six, source, vip, protocol, ports.into());
+            let hop_limit = if six { 7 } else { 8 };
+            match (shape, six) {
+                // Options, a first and a later fragment; of IPv6 a fragment header.
+                (0, false) => octets[0] = 0x46,
+                (1, false) => octets[6] = 0x20,
+                (2, false) => octets[7] = 1,
+                (0..3, true) => octets[6] = 44,
+                (3, _) => octets[hop_limit] = 1,
+                _ => {}
+            }
+            let family = if six { Family::Ipv6 } else { Family::Ipv4 };
+            match walk_in(&table, family, &octets, protocol) {
+                End::Forward(address, interface) => {
+                    prop_assert!(shape > 3, "that needs more than forwarding");
+                    let choice = parse(&octets).map_err(Reason::from).and_then(|packet| tables.fate(&packet));
+                    let mark = choice.map(Choice::told).unwrap();
+                    prop_assert!(hops.iter().any(|hop| (hop.mark, hop.address, hop.interface) == (mark, address, interface)));
+                }
+                End::On | End::Mark(_) => {}
+                End::Queue => prop_assert!(false, "there is no queue here"),
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_packets_take_the_short_way() {
+    let route = Route {
+        destinations: nets(&["20.0.0.1/32", "2000::1/128"]),
+        protocols: [TransportProtocol::Tcp, TransportProtocol::Udp].into(),
+        destination_ports: [(4000, 4001)].into(),
+        port_translations: [((TransportProtocol::Udp, 4001), 9)].into(),
+        backend: "a".into(),
+        ..Route::default()
+    };
+    let view = view(vec![route]);
+    let (Targets { tables, hops, .. }, links) = followed(&view);
+    let table = ingress("t", &view, &tables, &hops, &links).unwrap();
+    let place = table.chains["ingress"].hook.clone().unwrap().place;
+    let links_in = ["ext".to_owned()].into();
+    assert_eq!(place, martlet_netlink::nft::Place::Ingress(links_in), "no endpoints behind it, no longer packets");
+    for (six, family) in [(false, Family::Ipv4), (true, Family::Ipv6)] {
+        let end = |vip, protocol, port| walk_in(&table, family, &packet(six, 1, vip, protocol, [1, port]), protocol);
+        assert!(matches!(end(1, 6, 4000), End::Forward(_, 3)) && matches!(end(1, 17, 4000), End::Forward(_, 3)));
+        assert_eq!(
+            [end(1, 17, 4001), end(1, 6, 4002), end(3, 6, 4000), end(1, 1, 4000)],
+            [End::On, End::On, End::On, End::On]
+        );
+    }
+    let far: BTreeSet<Hop> = hops.iter().map(|hop| Hop { interface: hop.mark % 2, ..*hop }).collect();
+    assert!(ingress("t", &view, &tables, &far, &links).is_none(), "endpoints behind two links");
+    assert!(ingress("t", &view, &tables, &BTreeSet::new(), &links).is_none(), "nobody to forward to");
 }
 
 proptest! {
@@ -344,6 +299,32 @@ fn what_the_kernel_can_decide_does_not_come_to_the_queue() {
         }
     }
     assert_eq!((offload.elements, offload.excess()), (251, None), "both families share one map");
+}
+
+#[test]
+fn what_is_too_long_for_an_endpoint_is_answered_by_the_queue() {
+    let route = Route {
+        destinations: nets(&["20.0.0.1/32", "2000::1/128"]),
+        protocols: [TransportProtocol::Tcp].into(),
+        backend: "a".into(),
+        ..Route::default()
+    };
+    let view = view(vec![route]);
+    let (Targets { tables, hops, .. }, mut links) = followed(&view);
+    for (more, wanted) in [(0, Some(1500)), (7500, None)] {
+        links.get_mut(&3).unwrap().mtu += more;
+        assert_eq!(limit(&hops, &links), wanted, "of link `big`, only what fits");
+    }
+    let made = offload(&view, &tables, QUEUE, Some(1500));
+    for (six, at, fits) in [(false, 2, 1500_u16), (true, 4, 1460)] {
+        let family = if six { Family::Ipv6 } else { Family::Ipv4 };
+        let ends = [fits, fits + 1].map(|length| {
+            let mut octets = packet(six, 1, 1, 6, [1, 4000]);
+            octets[at..at + 2].copy_from_slice(&length.to_be_bytes());
+            walk(&made, family, &octets, if six { 40 } else { 20 }, 6)
+        });
+        assert!(matches!(ends, [End::Mark(_), End::Queue]), "{ends:?}");
+    }
 }
 
 #[test]

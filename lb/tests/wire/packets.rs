@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use martlet_lb::engine::FragmentMode;
+use martlet_lb::offload::Engine;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::craft::{self, client, fragments, ip, raw, send, udp};
@@ -219,30 +220,32 @@ fn sctp_associations_are_spread_by_addresses_and_ports() {
 }
 
 #[test]
-fn the_client_learns_the_path_mtu_from_the_vip() {
-    let lab = Lab::new("mtu", 1);
-    lab.configure(&[1].into());
-    assert!(lab.run(&lab.lb(), "ip link set int mtu 1400").0);
-    // Only the VIP is believed.
-    for command in [
-        "nft add table inet f",
-        "nft add chain inet f i { type filter hook input priority 0 ; }",
-        "nft add rule inet f i ip protocol icmp ip saddr != 20.0.0.1 drop",
-        "nft add rule inet f i icmpv6 type packet-too-big ip6 saddr != 2000::1 drop",
-    ] {
-        let (done, text) = lab.run(&lab.client(), command);
-        assert!(done, "{command}: {text}");
+fn the_client_learns_the_path_mtu_from_the_vip_in_both_engines() {
+    for engine in [Engine::Queue, Engine::Kernel] {
+        let lab = Lab::new(&format!("mtu-{engine:?}").to_lowercase(), 1);
+        lab.configure(&[1].into());
+        assert!(lab.run(&lab.lb(), "ip link set int mtu 1400").0);
+        // Only the VIP is believed.
+        for command in [
+            "nft add table inet f",
+            "nft add chain inet f i { type filter hook input priority 0 ; }",
+            "nft add rule inet f i ip protocol icmp ip saddr != 20.0.0.1 drop",
+            "nft add rule inet f i icmpv6 type packet-too-big ip6 saddr != 2000::1 drop",
+        ] {
+            let (done, text) = lab.run(&lab.client(), command);
+            assert!(done, "{command}: {text}");
+        }
+        let lb = lab.start(|options| options.engine = engine);
+        lab.wait_ready(true);
+        for vip in [VIP4, VIP6] {
+            let mut connection = lab.connect(vip, 1).remove(0);
+            assert_eq!(connection.ask_long(200_000), Some(1), "a long line passes");
+            eventually("the client knows the MTU", || {
+                lab.run(&lab.client(), &format!("ip route get {vip}")).1.contains("mtu 1400")
+            });
+        }
+        lb.end().unwrap();
     }
-    let lb = lab.start(|_| {});
-    lab.wait_ready(true);
-    for vip in [VIP4, VIP6] {
-        let mut connection = lab.connect(vip, 1).remove(0);
-        assert_eq!(connection.ask_long(200_000), Some(1), "a long line passes");
-        eventually("the client knows the MTU", || {
-            lab.run(&lab.client(), &format!("ip route get {vip}")).1.contains("mtu 1400")
-        });
-    }
-    lb.end().unwrap();
 }
 
 #[test]

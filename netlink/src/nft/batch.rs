@@ -3,24 +3,32 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, Hook as HookAttribute, InetHookNumber, ListAttribute, NfTablesMessage,
-    RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetElementAttribute, SetElementFlags, SetElementList,
-    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+    ChainAttribute, ChainMessage, DataAttribute, DevHookNumber, Hook as HookAttribute, HookNumber, InetHookNumber,
+    ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetElementAttribute,
+    SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict,
+    VerdictAttribute,
 };
 
-use super::{Chain, Hook, Place, Rule, Set, Table, expression};
+use super::{Chain, Hook, Layer, Place, Rule, SLOTS, Set, Table, expression};
 use crate::Family;
 
-/// A list of elements has a length of 16 bits; the longest element (IPv6, interval) takes 44 octets.
-const ELEMENTS_MAX: usize = 1400;
+/// A list of elements has a length of 16 bits.
+const LIST_OCTETS_MAX: usize = 60_000;
+
+/// The header of an attribute, octets.
+const ATTRIBUTE: usize = 4;
 
 /// The types that the `nft` program shows; the kernel does not look at them.
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_INTEGER: u32 = 4;
 const TYPE_MARK: u32 = 19;
+/// This one the kernel knows.
+const TYPE_VERDICT: u32 = 0xffff_ff00;
+/// An attribute of the list of links of a chain.
+const DEVICE_NAME: u16 = 1;
 
 /// One message, and what it is for the reader of an error.
 #[derive(Debug)]
@@ -37,29 +45,30 @@ pub(super) struct Part {
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     table: String,
+    pub layer: Layer,
     pub parts: Vec<Part>,
     /// Sets made in this batch: the kernel wants a number for each.
     sets: u32,
 }
 
 impl Batch {
-    pub(super) fn new(table: &str) -> Self {
-        Self { table: table.to_owned(), ..Self::default() }
+    pub(super) fn new(table: &str, layer: Layer) -> Self {
+        Self { table: table.to_owned(), layer, ..Self::default() }
     }
 
     /// What makes `table` true whatever is there.
     pub(super) fn whole(table: &Table) -> Self {
-        let mut batch = Self::new(&table.name);
+        let mut batch = Self::new(&table.name, table.layer);
         // A table that is not there cannot be deleted: make it, then delete it.
         batch.make_table();
         batch.delete_table();
         batch.make_table();
-        for (name, set) in &table.sets {
-            batch.make_set(name, set);
-        }
-        // All chains before any rule: rules jump.
+        // All chains before any rule: rules jump, and so do maps.
         for (name, chain) in &table.chains {
             batch.make_chain(name, chain);
+        }
+        for (name, set) in &table.sets {
+            batch.make_set(name, set);
         }
         for (name, chain) in &table.chains {
             batch.add_rules(name, &chain.rules);
@@ -73,20 +82,21 @@ impl Batch {
         let stays = |(name, set): (&String, &Set)| table.sets.get(name).is_some_and(|new| same_shape(set, new));
         let hooked =
             |(name, chain): (&String, &Chain)| table.chains.get(name).is_some_and(|new| new.hook == chain.hook);
-        let comparable =
-            table.name == previous.name && previous.sets.iter().all(stays) && previous.chains.iter().all(hooked);
+        let comparable = (&table.name, table.layer) == (&previous.name, previous.layer)
+            && previous.sets.iter().all(stays)
+            && previous.chains.iter().all(hooked);
         if !comparable {
             return None;
         }
-        let mut batch = Self::new(&table.name);
+        let mut batch = Self::new(&table.name, table.layer);
+        for (name, chain) in table.chains.iter().filter(|(name, _)| !previous.chains.contains_key(*name)) {
+            batch.make_chain(name, chain);
+        }
         for (name, set) in &table.sets {
             match previous.sets.get(name) {
                 Some(old) => batch.change_elements(name, old, set),
                 None => batch.make_set(name, set),
             }
-        }
-        for (name, chain) in table.chains.iter().filter(|(name, _)| !previous.chains.contains_key(*name)) {
-            batch.make_chain(name, chain);
         }
         for (name, chain) in &table.chains {
             let old = previous.chains.get(name).map_or(&[][..], |chain| &chain.rules);
@@ -137,10 +147,25 @@ impl Batch {
             Set::Marks(marks) => {
                 attributes.push(SetAttribute::Flags(SetFlags::Map));
                 attributes.extend([SetAttribute::KeyType(TYPE_INTEGER), SetAttribute::KeyLen(4)]);
-                attributes.extend([SetAttribute::DataType(TYPE_MARK), SetAttribute::DataLen(4)]);
+                let octets = u32::try_from(SLOTS * 4).unwrap_or(u32::MAX);
+                attributes.extend([SetAttribute::DataType(TYPE_INTEGER), SetAttribute::DataLen(octets)]);
                 attributes.push(SetAttribute::UserData(host_order()));
-                let size = u32::try_from(marks.len()).unwrap_or(u32::MAX);
-                attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
+                attributes.push(size(marks.len().div_ceil(SLOTS)));
+            }
+            Set::Chains(chains) => {
+                attributes.push(SetAttribute::Flags(SetFlags::Map));
+                attributes.extend([SetAttribute::KeyType(TYPE_INTEGER), SetAttribute::KeyLen(4)]);
+                attributes.extend([SetAttribute::DataType(TYPE_VERDICT), SetAttribute::DataLen(0)]);
+                attributes.push(SetAttribute::UserData(host_order()));
+                attributes.push(size(chains.len()));
+            }
+            Set::Ways { family, elements } => {
+                let (kind, length) = address_type(*family);
+                attributes.push(SetAttribute::Flags(SetFlags::Map));
+                attributes.extend([SetAttribute::KeyType(TYPE_MARK), SetAttribute::KeyLen(4)]);
+                attributes.extend([SetAttribute::DataType(kind), SetAttribute::DataLen(length)]);
+                attributes.push(SetAttribute::UserData(host_order()));
+                attributes.push(room(elements.len()));
             }
             Set::Map { key, value, .. } => {
                 attributes.push(SetAttribute::Flags(SetFlags::Map));
@@ -162,10 +187,10 @@ impl Batch {
             return;
         }
         let (gone, come) = if let (Set::Marks(old), Set::Marks(new)) = (old, new) {
-            let changed = || old.iter().zip(new.iter()).zip(0..).filter(|((old, new), _)| old != new);
-            let gone = changed().map(|((old, _), slot)| mark(slot, *old)).collect();
-            (gone, changed().map(|((_, new), slot)| mark(slot, *new)).collect())
-        } else if matches!(new, Set::Map { .. } | Set::Counted(_) | Set::Addresses { .. }) {
+            let changed = || old.chunks(SLOTS).zip(new.chunks(SLOTS)).zip(0..).filter(|((old, new), _)| old != new);
+            let gone = changed().map(|((old, _), number)| slots(number, old)).collect();
+            (gone, changed().map(|((_, new), number)| slots(number, new)).collect())
+        } else if !matches!(new, Set::Prefixes { .. }) {
             let (old, new) = (all(old), all(new));
             let surplus = |these: &[Element], those: &[Element]| -> Vec<Element> {
                 these.iter().filter(|element| !those.contains(element)).cloned().collect()
@@ -199,11 +224,15 @@ impl Batch {
 
     pub(super) fn make_chain(&mut self, name: &str, chain: &Chain) {
         let mut attributes = vec![ChainAttribute::Table(self.table.clone()), ChainAttribute::Name(name.to_owned())];
-        if let Some(Hook { place, priority }) = chain.hook {
-            let place = HookAttribute::Number(hook(place).into());
+        if let Some(Hook { place, priority }) = &chain.hook {
             // Two's complement, as C has it.
             let priority = HookAttribute::Priority(u32::from_ne_bytes(priority.to_ne_bytes()));
-            attributes.extend([ChainAttribute::Hook(vec![place, priority]), ChainAttribute::Type("filter".to_owned())]);
+            let mut hook = vec![HookAttribute::Number(number_of(place)), priority];
+            if let Place::Ingress(links) = place {
+                let name = |link: &String| DefaultNla::new(DEVICE_NAME, [link.as_bytes(), &[0]].concat());
+                hook.push(HookAttribute::NetDevices(links.iter().map(name).collect()));
+            }
+            attributes.extend([ChainAttribute::Hook(hook), ChainAttribute::Type("filter".to_owned())]);
         }
         self.add(&format!("chain {name} of "), NfTablesMessage::NewChain(ChainMessage { attributes }), NLM_F_CREATE);
     }
@@ -235,6 +264,10 @@ fn same_shape(old: &Set, new: &Set) -> bool {
             (key, value) == (new_key, new_value)
         }
         (Set::Counted(old), Set::Counted(new)) => capacity(old.len()) == capacity(new.len()),
+        (Set::Chains(old), Set::Chains(new)) => old == new,
+        (Set::Ways { family, elements }, Set::Ways { family: new_family, elements: new }) => {
+            family == new_family && capacity(elements.len()) == capacity(new.len())
+        }
         (Set::Addresses { family, elements }, Set::Addresses { family: new_family, elements: new }) => {
             family == new_family && capacity(elements.len()) == capacity(new.len())
         }
@@ -254,31 +287,38 @@ const fn capacity(elements: usize) -> usize {
 
 /// Twice of it, because what goes is still there while what comes is added.
 fn room(elements: usize) -> SetAttribute {
-    let size = u32::try_from(2 * capacity(elements)).unwrap_or(u32::MAX);
-    SetAttribute::Description(vec![SetDescription::Size(size)])
+    size(2 * capacity(elements))
+}
+
+fn size(elements: usize) -> SetAttribute {
+    SetAttribute::Description(vec![SetDescription::Size(u32::try_from(elements).unwrap_or(u32::MAX))])
+}
+
+const fn address_type(family: Family) -> (u32, u32) {
+    match family {
+        Family::Ipv4 => (TYPE_IPV4, 4),
+        Family::Ipv6 => (TYPE_IPV6, 16),
+    }
 }
 
 const fn address_key(family: Family) -> [SetAttribute; 2] {
-    let (kind, length) = match family {
-        Family::Ipv4 => (TYPE_IPV4, 4),
-        Family::Ipv6 => (TYPE_IPV6, 16),
-    };
+    let (kind, length) = address_type(family);
     [SetAttribute::KeyType(kind), SetAttribute::KeyLen(length)]
 }
 
-/// What the `nft` program reads to show slots and marks as numbers: "the key, and the data, are in the machine's order".
+/// What the `nft` program reads to show slots and marks as numbers: "the key is in the machine's order".
 fn host_order() -> Vec<u8> {
-    let attribute = |kind: u8| [kind, 4].into_iter().chain(1u32.to_ne_bytes());
-    attribute(0).chain(attribute(1)).collect()
+    [0, 4].into_iter().chain(1u32.to_ne_bytes()).collect()
 }
 
-const fn hook(place: Place) -> InetHookNumber {
+fn number_of(place: &Place) -> HookNumber {
     match place {
-        Place::Prerouting => InetHookNumber::PreRouting,
-        Place::Input => InetHookNumber::LocalIn,
-        Place::Forward => InetHookNumber::Forward,
-        Place::Output => InetHookNumber::LocalOut,
-        Place::Postrouting => InetHookNumber::PostRouting,
+        Place::Ingress(_) => DevHookNumber::Ingress.into(),
+        Place::Prerouting => InetHookNumber::PreRouting.into(),
+        Place::Input => InetHookNumber::LocalIn.into(),
+        Place::Forward => InetHookNumber::Forward.into(),
+        Place::Output => InetHookNumber::LocalOut.into(),
+        Place::Postrouting => InetHookNumber::PostRouting.into(),
     }
 }
 
@@ -297,7 +337,9 @@ struct Interval {
 fn all(set: &Set) -> Vec<Element> {
     match set {
         Set::Prefixes { .. } => intervals(set).iter().flat_map(Interval::elements).collect(),
-        Set::Marks(marks) => (0..).zip(marks.iter()).map(|(slot, value)| mark(slot, *value)).collect(),
+        Set::Marks(marks) => (0..).zip(marks.chunks(SLOTS)).map(|(number, marks)| slots(number, marks)).collect(),
+        Set::Chains(chains) => (0..).zip(chains).map(|(number, chain)| goto(number, chain)).collect(),
+        Set::Ways { elements, .. } => elements.iter().map(|(mark, address)| way(*mark, *address)).collect(),
         Set::Map { elements, .. } => elements.iter().map(|(key, value)| pair(key, value)).collect(),
         Set::Counted(marks) => marks.iter().copied().map(counted).collect(),
         Set::Addresses { family, elements } => {
@@ -308,9 +350,16 @@ fn all(set: &Set) -> Vec<Element> {
 }
 
 fn chunks(elements: Vec<Element>) -> impl Iterator<Item = Vec<Element>> {
-    let mut elements = elements.into_iter();
+    let mut elements = elements.into_iter().peekable();
     std::iter::from_fn(move || {
-        let chunk: Vec<_> = elements.by_ref().take(ELEMENTS_MAX).collect();
+        let mut octets = 0;
+        let chunk: Vec<_> = std::iter::from_fn(|| {
+            elements.next_if(|element| {
+                octets += ATTRIBUTE + element.as_slice().buffer_len();
+                octets <= LIST_OCTETS_MAX
+            })
+        })
+        .collect();
         (!chunk.is_empty()).then_some(chunk)
     })
 }
@@ -334,12 +383,25 @@ fn counted(mark: u32) -> Element {
     vec![SetElementAttribute::Key(DataAttribute::Value(mark.to_ne_bytes().to_vec())), expression::counter()]
 }
 
-/// The result of a hash is a number in the machine's order, and so is a mark.
-fn mark(slot: u32, mark: u32) -> Element {
+/// The result of a hash is a number in the machine's order, and so is a mark. The last element is filled up.
+fn slots(number: u32, marks: &[u32]) -> Element {
+    let mut octets: Vec<u8> = marks.iter().flat_map(|mark| mark.to_ne_bytes()).collect();
+    octets.resize(SLOTS * 4, 0);
+    pair(&number.to_ne_bytes(), &octets)
+}
+
+fn goto(number: u32, chain: &str) -> Element {
+    let verdict = vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(chain.to_owned())];
     vec![
-        SetElementAttribute::Key(DataAttribute::Value(slot.to_ne_bytes().to_vec())),
-        SetElementAttribute::Data(DataAttribute::Value(mark.to_ne_bytes().to_vec())),
+        SetElementAttribute::Key(DataAttribute::Value(number.to_ne_bytes().to_vec())),
+        SetElementAttribute::Data(DataAttribute::Verdict(verdict)),
     ]
+}
+
+fn way(mark: u32, address: IpAddr) -> Element {
+    let mut element = pair(&mark.to_ne_bytes(), &octets(address));
+    element.push(expression::counter());
+    element
 }
 
 /// The prefixes as ranges that neither overlap nor touch: the kernel takes no others.
@@ -485,6 +547,8 @@ mod tests {
     #[test]
     fn many_elements_are_many_messages() {
         let batch = Batch::whole(&Table::new("t").set("slots", Set::Marks(vec![1; 65537].into())));
-        assert_eq!(batch.parts.len(), 3 + 1 + 65537usize.div_ceil(ELEMENTS_MAX));
+        let octets = 65537_usize.div_ceil(SLOTS) * (ATTRIBUTE * 5 + 4 + SLOTS * 4);
+        assert_eq!(batch.parts.len(), 3 + 1 + octets.div_ceil(LIST_OCTETS_MAX));
+        assert!(batch.parts.iter().all(|part| part.message.buffer_len() < 1 << 16));
     }
 }

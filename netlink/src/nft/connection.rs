@@ -15,7 +15,7 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::batch::{Batch, Part};
 use super::counts;
-use super::{Chain, Queue, QueueForm, Rule, Table, Watch};
+use super::{Chain, Layer, Queue, QueueForm, Rule, Table, Watch};
 use crate::datagram::{self, Reply};
 use crate::{Error, filter, sys};
 
@@ -36,6 +36,13 @@ pub struct Connection {
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+const fn family(layer: Layer) -> NetfilterProtoFamily {
+    match layer {
+        Layer::Inet => NetfilterProtoFamily::Inet,
+        Layer::Netdev => NetfilterProtoFamily::NetDev,
     }
 }
 
@@ -67,12 +74,12 @@ impl Connection {
     pub fn apply(&mut self, table: &Table, previous: Option<&Table>) -> Result<(), Error> {
         match previous.and_then(|previous| Batch::difference(table, previous)) {
             Some(batch) if batch.parts.is_empty() => Ok(()),
-            Some(batch) => match self.send(&batch.parts) {
+            Some(batch) => match self.send(&batch) {
                 // Not what we left there: somebody flushed or changed it.
-                Err(Error::Refused { errno: libc::ENOENT | libc::EEXIST, .. }) => self.send(&Batch::whole(table).parts),
+                Err(Error::Refused { errno: libc::ENOENT | libc::EEXIST, .. }) => self.send(&Batch::whole(table)),
                 result => result,
             },
-            None => self.send(&Batch::whole(table).parts),
+            None => self.send(&Batch::whole(table)),
         }
     }
 
@@ -80,24 +87,24 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::Io`].
-    pub fn delete(&mut self, name: &str) -> Result<(), Error> {
-        let mut batch = Batch::new(name);
+    pub fn delete(&mut self, layer: Layer, name: &str) -> Result<(), Error> {
+        let mut batch = Batch::new(name, layer);
         batch.make_table();
         batch.delete_table();
-        self.send(&batch.parts)
+        self.send(&batch)
     }
 
     /// Whether there is a table of that name.
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::Io`].
-    pub fn exists(&mut self, name: &str) -> Result<bool, Error> {
+    pub fn exists(&mut self, layer: Layer, name: &str) -> Result<bool, Error> {
         let failed = format!("table {name} cannot be looked up");
         let first = self.sequence;
         let message =
             NfTablesMessage::GetTable(TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] });
         let mut octets = Vec::new();
-        self.append(&mut octets, NetfilterProtoFamily::Inet, 0, message, NLM_F_ACK);
+        self.append(&mut octets, family(layer), 0, message, NLM_F_ACK);
         let replies = self.exchange(&octets, first).map_err(Error::io(&failed))?;
         match replies.into_iter().next().map(|(_, reply)| reply) {
             Some(Reply { errno: 0, .. }) => Ok(true),
@@ -107,17 +114,18 @@ impl Connection {
         }
     }
 
-    /// What the counters of a [`Set::Counted`](super::Set::Counted) say: packets and octets by mark.
+    /// What the counters of a [`Set::Counted`](super::Set::Counted) or a [`Set::Ways`](super::Set::Ways) say: packets and octets
+    /// by mark.
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such set, [`Error::Io`].
-    pub fn counts(&mut self, table: &str, set: &str) -> Result<BTreeMap<u32, (u64, u64)>, Error> {
+    pub fn counts(&mut self, layer: Layer, table: &str, set: &str) -> Result<BTreeMap<u32, (u64, u64)>, Error> {
         let failed = format!("counters of set {set} of table {table} cannot be read");
         let names = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())];
         let first = self.sequence;
         let mut octets = Vec::new();
         let message = NfTablesMessage::GetSetElement(SetElementMessage { attributes: names });
-        self.append(&mut octets, NetfilterProtoFamily::Inet, 0, message, NLM_F_DUMP);
+        self.append(&mut octets, family(layer), 0, message, NLM_F_DUMP);
         self.socket.send(&octets, 0).map_err(Error::io(&failed))?;
         let mut counts = BTreeMap::new();
         let mut buffer = Vec::new();
@@ -152,13 +160,13 @@ impl Connection {
     /// [`Error::Unsupported`], naming the kernel options that would help; whatever else the kernel says.
     pub fn probe_queue(&mut self) -> Result<QueueForm, Error> {
         for form in [QueueForm::Native, QueueForm::Xtables] {
-            let mut batch = Batch::new(&format!("martlet-probe-{}", std::process::id()));
+            let mut batch = Batch::new(&format!("martlet-probe-{}", std::process::id()), Layer::Inet);
             let rule = Rule::new().queue(Queue { first: 0, total: 1, bypass: false, fanout: false, form });
             batch.make_table();
             batch.make_chain("probe", &Chain::default());
             batch.add_rules("probe", &[rule]);
             batch.delete_table();
-            match self.send(&batch.parts) {
+            match self.send(&batch) {
                 Ok(()) => return Ok(form),
                 Err(Error::Refused { errno: libc::ENOENT | libc::EOPNOTSUPP, .. }) => {}
                 Err(error) => return Err(error),
@@ -169,17 +177,18 @@ impl Connection {
         Err(Error::Unsupported(text.to_owned()))
     }
 
-    /// Sends the parts as one batch: all of them, or none.
-    fn send(&mut self, parts: &[Part]) -> Result<(), Error> {
+    /// Sends a batch: all of its parts, or none.
+    fn send(&mut self, batch: &Batch) -> Result<(), Error> {
+        let parts = &batch.parts;
         let first = self.sequence;
         let mut octets = Vec::new();
         let unspecified = NetfilterProtoFamily::Unspec;
         self.append(&mut octets, unspecified, NFTABLES, ControlMessage::BatchBegin, 0);
         for part in parts {
-            self.append(&mut octets, NetfilterProtoFamily::Inet, 0, part.message.clone(), part.flags | NLM_F_ACK);
+            self.append(&mut octets, family(batch.layer), 0, part.message.clone(), part.flags | NLM_F_ACK);
         }
         self.append(&mut octets, unspecified, NFTABLES, ControlMessage::BatchEnd, 0);
-        let name = parts.first().map_or_else(String::new, |part| part.what.clone());
+        let name = parts.first().map_or_else(String::new, |part: &Part| part.what.clone());
         let failed = format!("nftables cannot be changed ({name})");
         let replies = self.exchange(&octets, first).map_err(Error::io(&failed))?;
         // The first that failed; what comes after it may fail because of it.

@@ -86,12 +86,10 @@ fn element(expression: &Expression) -> Element {
             let (from, to) = (number(1, register(*from)), number(2, register(*to)));
             other("bitwise", vec![from, to, number(3, 4_u32), number(6, SHIFT_RIGHT), shift])
         }
-        Expression::Compare { register: from, equal, value } => Expressions::Cmp(vec![
-            Cmp::SourceRegister(register(*from)),
-            Cmp::Op(if *equal { Operator::Equal } else { Operator::NotEqual }),
-            Cmp::Data(DataAttribute::Value(value.clone())),
-        ])
-        .into(),
+        Expression::Compare { register, equal, value } => {
+            compare(*register, if *equal { Operator::Equal } else { Operator::NotEqual }, value)
+        }
+        Expression::AtLeast { register, value } => compare(*register, Operator::GreatherThanEqual, value),
         Expression::Bitwise { from, to, mask, xor } => Expressions::Bitwise(vec![
             Bitwise::SourceRegister(register(*from)),
             Bitwise::DestinationRegister(register(*to)),
@@ -108,12 +106,12 @@ fn element(expression: &Expression) -> Element {
             }
             Expressions::Lookup(attributes).into()
         }
-        Expression::Map { register: from, map, to } => Expressions::Lookup(vec![
-            Lookup::Set(map.clone()),
-            Lookup::SourceRegister(register(*from)),
-            Lookup::DestinationRegister(register(*to)),
-        ])
-        .into(),
+        Expression::Map { register: from, map, to } => value_of(map, *from, register(*to)),
+        Expression::Choose { register, map } => value_of(map, *register, KernelRegister::Verdict),
+        Expression::Forward { family, address, interface } => other(
+            "fwd",
+            vec![number(1, register(*interface)), number(2, register(*address)), number(3, protocol_family(*family))],
+        ),
         Expression::Hash { from, length, modulus, seed, to } => other(
             "hash",
             vec![
@@ -141,6 +139,17 @@ fn element(expression: &Expression) -> Element {
     }
 }
 
+fn compare(from: Register, operator: Operator, value: &[u8]) -> Element {
+    let value = Cmp::Data(DataAttribute::Value(value.to_vec()));
+    Expressions::Cmp(vec![Cmp::SourceRegister(register(from)), Cmp::Op(operator), value]).into()
+}
+
+/// What a map has for a key.
+fn value_of(map: &str, key: Register, to: KernelRegister) -> Element {
+    let (key, to) = (Lookup::SourceRegister(register(key)), Lookup::DestinationRegister(to));
+    Expressions::Lookup(vec![Lookup::Set(map.to_owned()), key, to]).into()
+}
+
 fn register(register: Register) -> KernelRegister {
     // The sixteen registers of 4 octets begin at 8.
     KernelRegister::from(8 + u32::from(register.0))
@@ -152,6 +161,7 @@ const fn meta_key(key: MetaKey) -> KernelKey {
         MetaKey::Family => KernelKey::Nfproto,
         MetaKey::Protocol => KernelKey::L4Proto,
         MetaKey::InputName => KernelKey::Iifname,
+        MetaKey::PacketType => KernelKey::PacketType,
     }
 }
 

@@ -4,12 +4,13 @@
 //! sends the difference, or replaces the whole table: either way packets see the old table or the new one, never
 //! something in between. [`Connection::watch`] tells when somebody else had a hand in it. `rule` holds the vocabulary,
 //! `batch` and `expression` turn values into messages, `connection` sends them.
-//! Tables are of the family `inet`, so one serves IPv4 and IPv6.
+//! Tables are of the family `inet`, so that one serves IPv4 and IPv6, or `netdev`, whose chains see what comes in by a link
+//! before anything else of the kernel does.
 //!
 //! ```no_run
 //! use std::collections::BTreeSet;
 //! use martlet_netlink::Family::{Ipv4, Ipv6};
-//! use martlet_netlink::nft::{Address, Chain, Connection, Place, Queue, Rule, Set, Slots, Table};
+//! use martlet_netlink::nft::{Address, Chain, Connection, Layer, Place, Queue, Rule, Set, Table};
 //!
 //! # fn main() -> Result<(), martlet_netlink::Error> {
 //! let mut nft = Connection::open()?;
@@ -27,15 +28,13 @@
 //!     ]));
 //! nft.apply(&table, None)?;
 //!
-//! // Later: one flow is decided in the kernel. Only what changed is sent.
+//! // Later: TCP is decided in the kernel. Only what changed is sent.
 //! let before = table.clone();
-//! let slots = Slots { modulus: 3, seed: 1, map: "service-a".into() };
-//! table = table.set("service-a", Set::Marks([5001, 5002, 5001].into()));
 //! let tcp = Rule::new().address_in(Ipv4, Address::Destination, "vips-4").first_fragment().protocol(6);
-//! table.chains.get_mut("prerouting").expect("there").rules.insert(0, tcp.set_mark_by_flow(Ipv4, &slots).accept());
+//! table.chains.get_mut("prerouting").expect("there").rules.insert(0, tcp.set_mark(5001).accept());
 //! nft.apply(&table, Some(&before))?;
 //!
-//! nft.delete("martlet-lb")
+//! nft.delete(Layer::Inet, "martlet-lb")
 //! # }
 //! ```
 
@@ -53,16 +52,28 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use connection::Connection;
-pub use rule::{Address, Base, Checksum, Expression, MetaKey, Queue, QueueForm, Register, Rule, Slots};
+pub use rule::{Address, Base, Checksum, Expression, MetaKey, Queue, QueueForm, Register, Rule};
 pub use watch::Watch;
 
 use crate::Family;
 
-/// A table of the family `inet`.
+/// Which packets the chains of a table see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layer {
+    /// IPv4 and IPv6, at the hooks of the IP stack: the family `inet`.
+    #[default]
+    Inet,
+    /// Whatever comes in by some links, before the IP stack: the family `netdev`.
+    Netdev,
+}
+
+/// A table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// Its name.
+    /// Its name: each layer has names of its own.
     pub name: String,
+    /// Its layer.
+    pub layer: Layer,
     /// Its sets and maps by name.
     pub sets: BTreeMap<String, Set>,
     /// Its chains by name.
@@ -70,9 +81,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table.
+    /// An empty table of the family `inet`.
     pub fn new(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// An empty table of the family `netdev`.
+    pub fn netdev(name: &str) -> Self {
+        Self { layer: Layer::Netdev, ..Self::new(name) }
     }
 
     /// With one more set, or another in its place.
@@ -89,6 +105,9 @@ impl Table {
         self
     }
 }
+
+/// Slots in an element of [`Set::Marks`]: as many as there are registers.
+pub const SLOTS: usize = 16;
 
 /// A set or a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +126,19 @@ pub enum Set {
         /// All of that family.
         elements: BTreeSet<IpAddr>,
     },
-    /// Slot -> mark, for `jhash .. mod M`: the slots are the indexes.
+    /// Slot -> mark, for `jhash .. mod M`: the slots are the indexes. [`SLOTS`] of them are one element, so that a big table
+    /// takes a tenth of the memory, and mostly lies in the caches: the key is `slot / SLOTS`, and the value fills all
+    /// registers, one with each mark.
     Marks(Arc<[u32]>),
+    /// Number -> "go to this chain": the numbers are the indexes.
+    Chains(Vec<String>),
+    /// Mark -> address, each with a counter of the packets that were looked up: see [`Connection::counts`].
+    Ways {
+        /// Of all addresses.
+        family: Family,
+        /// What is in it.
+        elements: BTreeMap<u32, IpAddr>,
+    },
     /// Octets -> octets: what registers hold, so that fields of a key are filled up to 4 octets each.
     Map {
         /// Octets of each key.
@@ -139,7 +169,7 @@ impl Chain {
 }
 
 /// Where the kernel enters a chain of the type `filter`. What no rule decides is accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// The place.
     pub place: Place,
@@ -147,9 +177,11 @@ pub struct Hook {
     pub priority: i32,
 }
 
-/// A hook of the family `inet`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A hook: one of [`Layer::Inet`], or the one of [`Layer::Netdev`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
+    /// From these links, which must be there, before anything else.
+    Ingress(BTreeSet<String>),
     /// Before routing.
     Prerouting,
     /// To this machine.

@@ -20,6 +20,8 @@ pub enum MetaKey {
     Protocol,
     /// The name of the interface that the packet came in by, 16 octets.
     InputName,
+    /// For whom the link says that the packet is, one octet; 0: for this machine.
+    PacketType,
 }
 
 /// Where a payload load counts its offset from.
@@ -127,6 +129,13 @@ pub enum Expression {
         /// The octets.
         value: Vec<u8>,
     },
+    /// Goes on when the register, as a number in network order, is at least `value`.
+    AtLeast {
+        /// Which.
+        register: Register,
+        /// The octets.
+        value: Vec<u8>,
+    },
     /// `to = (from & mask) ^ xor`; both of one length.
     Bitwise {
         /// Operand.
@@ -190,6 +199,22 @@ pub enum Expression {
     Jump(String),
     /// Into another chain.
     Goto(String),
+    /// To the map's chain for this number; the rule ends when there is none.
+    Choose {
+        /// The number.
+        register: Register,
+        /// The map.
+        map: String,
+    },
+    /// Out of a link to a neighbour, with a hop less, past the rest of the kernel; only in [`Layer::Netdev`](super::Layer).
+    Forward {
+        /// Of the address.
+        family: Family,
+        /// The neighbour.
+        address: Register,
+        /// The index of the link.
+        interface: Register,
+    },
     /// To a transparent proxy on this machine; in a rule that never matches it makes the kernel defragment.
     Tproxy {
         /// Its family.
@@ -223,17 +248,6 @@ impl Address {
         };
         (Expression::Payload { base: Base::Network, offset, length, to }, registers)
     }
-}
-
-/// How a flow becomes a mark: `meta mark set jhash addr . port . addr . port mod M seed S map @map`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slots {
-    /// The size of the map.
-    pub modulus: u32,
-    /// The seed.
-    pub seed: u32,
-    /// The map, a [`Set::Marks`](super::Set::Marks) of `modulus` elements.
-    pub map: String,
 }
 
 impl Rule {
@@ -303,25 +317,6 @@ impl Rule {
     pub fn set_mark(self, mark: u32) -> Self {
         let value = mark.to_ne_bytes().to_vec();
         self.then(Expression::Immediate { to: SCRATCH, value }).then(Expression::SetMark { from: SCRATCH })
-    }
-
-    /// Gives the packet the mark of its flow's slot; TCP, UDP and whatever has ports where they have them.
-    #[must_use]
-    pub fn set_mark_by_flow(mut self, family: Family, slots: &Slots) -> Self {
-        let mut next = 0;
-        for (address, offset) in [(Address::Source, 0), (Address::Destination, 2)] {
-            let (load, registers) = address.load(family, Register(next));
-            let port = Register(next + registers);
-            self = self.then(load);
-            // Two octets in a register of four: the kernel fills up with zeros.
-            self = self.then(Expression::Payload { base: Base::Transport, offset, length: 2, to: port });
-            next = port.0 + 1;
-        }
-        let Slots { modulus, seed, map } = slots;
-        let length = u32::from(next) * 4;
-        self.then(Expression::Hash { from: Register(0), length, modulus: *modulus, seed: *seed, to: SCRATCH })
-            .then(Expression::Map { register: SCRATCH, map: map.clone(), to: SCRATCH })
-            .then(Expression::SetMark { from: SCRATCH })
     }
 
     /// To nfqueue.

@@ -7,13 +7,14 @@ use std::time::Duration;
 use martlet_netlink::Error;
 use martlet_netlink::Family::{self, Ipv4, Ipv6};
 use martlet_netlink::nft::{
-    Address, Base, Chain, Checksum, Connection, Expression, MetaKey, Place, Queue, QueueForm, Register, Rule, Set,
-    Slots, Table, Watch,
+    Address, Base, Chain, Checksum, Connection, Expression, Layer, MetaKey, Place, Queue, QueueForm, Register, Rule,
+    SLOTS, Set, Table, Watch,
 };
 
 use tokio::time::timeout;
 
 use crate::sys::{in_namespace, ip, run};
+use crate::two_links;
 
 fn prefixes<const N: usize>(family: Family, texts: [&str; N]) -> Set {
     Set::Prefixes { family, elements: texts.iter().map(|text| text.parse().unwrap()).collect() }
@@ -95,9 +96,9 @@ fn a_table_is_replaced_whole_or_rule_by_rule_and_deleted() {
         everywhere_is_here();
         let mut nft = Connection::open().unwrap();
         let first = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
-        assert!(!nft.exists("test").unwrap());
+        assert!(!nft.exists(Layer::Inet, "test").unwrap());
         nft.apply(&first, None).unwrap();
-        assert!(nft.exists("test").unwrap());
+        assert!(nft.exists(Layer::Inet, "test").unwrap());
         // The leftovers of one who died: adopted by replacing them.
         nft.apply(&first, None).unwrap();
         assert_eq!(stopped(["20.0.0.1", "20.0.0.2"]), ["20.0.0.1"]);
@@ -113,9 +114,9 @@ fn a_table_is_replaced_whole_or_rule_by_rule_and_deleted() {
         third.chains.get_mut("more").unwrap().rules = vec![];
         nft.apply(&third, Some(&second)).unwrap();
         assert_eq!(stopped(["20.0.0.1", "20.0.0.2"]), Vec::<&str>::new());
-        nft.delete("test").unwrap();
-        assert!(!nft.exists("test").unwrap());
-        nft.delete("test").unwrap();
+        nft.delete(Layer::Inet, "test").unwrap();
+        assert!(!nft.exists(Layer::Inet, "test").unwrap());
+        nft.delete(Layer::Inet, "test").unwrap();
         assert_eq!(run("nft", "list ruleset"), "");
     });
 }
@@ -183,18 +184,18 @@ fn an_element_counts_what_was_looked_up_and_a_map_writes_ports() {
             client.send_to(b"abc", "127.0.0.1:4000").unwrap();
             assert_eq!(server.recv(&mut [0; 9]).unwrap(), 3);
         }
-        let counts = nft.counts("test", "counted").unwrap();
+        let counts = nft.counts(Layer::Inet, "test", "counted").unwrap();
         assert_eq!(counts, [(7, (6, 6 * 31)), (9, (0, 0))].into(), "twice each of three packets");
         let more = table.clone().set("counted", Set::Counted((7..3000).collect()));
         nft.apply(&more, Some(&table)).unwrap();
-        let counts = nft.counts("test", "counted").unwrap();
+        let counts = nft.counts(Layer::Inet, "test", "counted").unwrap();
         assert_eq!((counts.len(), counts[&7].0), (2993, 0), "so many more are a new set");
         let fewer = more.clone().set("counted", Set::Counted((5..3000).collect()));
         client.send_to(b"abc", "127.0.0.1:4000").unwrap();
         nft.apply(&fewer, Some(&more)).unwrap();
-        let counts = nft.counts("test", "counted").unwrap();
+        let counts = nft.counts(Layer::Inet, "test", "counted").unwrap();
         assert_eq!((counts.len(), counts[&7]), (2995, (2, 2 * 31)), "a few more keep what was counted");
-        assert!(nft.counts("test", "nosuch").unwrap_err().to_string().contains("nosuch"));
+        assert!(nft.counts(Layer::Inet, "test", "nosuch").unwrap_err().to_string().contains("nosuch"));
     });
 }
 
@@ -203,24 +204,37 @@ fn the_slot_of_a_flow_gives_the_mark() {
     in_namespace(async || {
         everywhere_is_here();
         let mut nft = Connection::open().unwrap();
-        let slots = Slots { modulus: 4099, seed: 0x1234, map: "slots".to_owned() };
-        let all = |six: &str| {
-            let rules = vec![
-                Rule::new()
-                    .address_in(Ipv4, Address::Destination, "four")
-                    .first_fragment()
-                    .protocol(17)
-                    .set_mark_by_flow(Ipv4, &slots),
-                Rule::new().address_in(Ipv6, Address::Destination, six).protocol(17).set_mark_by_flow(Ipv6, &slots),
-                Rule::new().mark(7).discard(),
-            ];
-            Chain::at(Place::Output, -150, rules)
+        let zero = Register(0);
+        // The source port alone; the slot goes with the mark to the chain of its place.
+        let by_port = |rule: Rule| {
+            let place = u32::try_from(SLOTS - 1).unwrap().to_ne_bytes().to_vec();
+            rule.protocol(17)
+                .then(Expression::Payload { base: Base::Transport, offset: 0, length: 2, to: zero })
+                .then(Expression::Hash { from: zero, length: 4, modulus: 4099, seed: 0x1234, to: zero })
+                .then(Expression::SetMark { from: zero })
+                .then(Expression::Bitwise { from: zero, to: zero, mask: place, xor: vec![0; 4] })
+                .then(Expression::Choose { register: zero, map: "places".into() })
         };
-        let first = Table::new("test")
+        let rules = vec![
+            by_port(Rule::new().address_in(Ipv4, Address::Destination, "four").first_fragment()),
+            by_port(Rule::new().address_in(Ipv6, Address::Destination, "six")),
+        ];
+        let mut first = Table::new("test")
             .set("four", prefixes(Ipv4, ["20.0.0.0/8"]))
             .set("six", prefixes(Ipv6, ["2000::/16"]))
             .set("slots", Set::Marks(vec![7; 4099].into()))
-            .chain("output", all("six"));
+            .set("places", Set::Chains((0..SLOTS).map(|place| format!("place-{place}")).collect()))
+            .chain("output", Chain::at(Place::Output, -150, rules));
+        for place in 0..16 {
+            let rule = Rule::new()
+                .then(Expression::Meta { key: MetaKey::Mark, to: zero })
+                .then(Expression::ShiftRight { from: zero, to: zero, bits: SLOTS.ilog2() })
+                .then(Expression::Map { register: zero, map: "slots".into(), to: zero })
+                .then(Expression::SetMark { from: Register(place) })
+                .mark(7)
+                .discard();
+            first = first.chain(&format!("place-{place}"), Chain { hook: None, rules: vec![rule] });
+        }
         nft.apply(&first, None).unwrap();
         let targets = ["20.0.0.1", "20.0.0.2", "127.0.0.1", "2000::1", "::1"];
         assert_eq!(stopped(targets), ["20.0.0.1", "20.0.0.2", "2000::1"]);
@@ -233,6 +247,67 @@ fn the_slot_of_a_flow_gives_the_mark() {
         nft.apply(&third, Some(&second)).unwrap();
         let count = (0..200).filter(|_| leaves("20.0.0.1")).count();
         assert!((20..180).contains(&count), "{count} of 200 flows");
+    });
+}
+
+#[test]
+fn what_comes_in_by_a_link_is_forwarded_before_anything_else() {
+    in_namespace(async || {
+        let (_, index) = two_links();
+        // Datagrams come in by `left`; whoever lives at the far end of `right` is known.
+        ip("link set left address 02:00:00:00:00:01");
+        ip("addr add 10.1.0.1/24 dev left-far");
+        ip("neigh add 10.1.0.9 lladdr 02:00:00:00:00:01 dev left-far nud permanent");
+        ip("route add 20.0.0.1 via 10.1.0.9 dev left-far");
+        ip("neigh add 10.9.0.7 lladdr 02:00:00:00:00:07 dev right nud permanent");
+        let (zero, one) = (Register(0), Register(1));
+        let hops = Expression::Payload { base: Base::Network, offset: 8, length: 1, to: zero };
+        let rule = Rule::new()
+            .then(hops.clone())
+            .then(Expression::AtLeast { register: zero, value: vec![2] })
+            .set_mark(7)
+            .then(Expression::Meta { key: MetaKey::Mark, to: zero })
+            .then(Expression::Map { register: zero, map: "ways".into(), to: one })
+            .then(Expression::Immediate { to: zero, value: index.to_ne_bytes().to_vec() })
+            .then(Expression::Forward { family: Ipv4, address: one, interface: zero });
+        let way = |address: &str| Set::Ways { family: Ipv4, elements: [(7, address.parse().unwrap())].into() };
+        let table = Table::netdev("test")
+            .set("ways", way("10.9.0.7"))
+            .chain("in", Chain::at(Place::Ingress(["left".to_owned()].into()), 0, vec![rule]));
+        let mut nft = Connection::open().unwrap();
+        nft.apply(&table, None).unwrap();
+        assert!(nft.exists(Layer::Netdev, "test").unwrap() && !nft.exists(Layer::Inet, "test").unwrap());
+        let is_it = Expression::Compare { register: zero, equal: true, value: vec![8] };
+        let seen = Expression::Lookup { register: zero, set: "seen".into(), found: true };
+        let mark = Expression::Meta { key: MetaKey::Mark, to: zero };
+        let rule = Rule::new().then(hops).then(is_it).set_mark(1).then(mark).then(seen);
+        let far = Table::netdev("far")
+            .set("seen", Set::Counted([1].into()))
+            .chain("in", Chain::at(Place::Ingress(["right-far".to_owned()].into()), 0, vec![rule]));
+        nft.apply(&far, None).unwrap();
+        let listing = run("nft", "list ruleset");
+        assert!(listing.contains("fwd ip to meta mark map @ways device \"right\""), "{listing}");
+        let client = UdpSocket::bind("10.1.0.1:0").unwrap();
+        for hops in [1, 9] {
+            client.set_ttl(hops).unwrap();
+            client.send_to(b"x", "20.0.0.1:4000").unwrap();
+        }
+        let count = |nft: &mut Connection| nft.counts(Layer::Netdev, "test", "ways").unwrap()[&7].0;
+        assert_eq!(count(&mut nft), 1, "the one that has a hop left");
+        assert_eq!(nft.counts(Layer::Netdev, "far", "seen").unwrap()[&1].0, 1, "with a hop less");
+        // Another endpoint has the mark now: its counter begins anew.
+        let other = table.clone().set("ways", way("10.9.0.8"));
+        nft.apply(&other, Some(&table)).unwrap();
+        assert_eq!(count(&mut nft), 0);
+        // A chain of another link is another chain; one of a link that is gone goes, too.
+        let elsewhere = Place::Ingress(["right".to_owned()].into());
+        let moved = table.clone().chain("in", Chain::at(elsewhere, 0, table.chains["in"].rules.clone()));
+        nft.apply(&moved, Some(&table)).unwrap();
+        assert!(run("nft", "list ruleset").contains("ingress device \"right\""));
+        ip("link del right");
+        nft.delete(Layer::Netdev, "test").unwrap();
+        nft.delete(Layer::Netdev, "far").unwrap();
+        assert_eq!(run("nft", "list ruleset"), "");
     });
 }
 
@@ -258,7 +333,7 @@ fn the_probe_finds_a_form_that_works_and_leaves_nothing() {
         let mut buffer = [0; 16];
         let length = sink.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"second", "the first one was dropped");
-        nft.delete("test").unwrap();
+        nft.delete(Layer::Inet, "test").unwrap();
     });
 }
 
@@ -273,7 +348,7 @@ fn a_form_that_this_kernel_lacks_is_refused_by_name() {
             (QueueForm::Native, Ok(())) => assert!(run("nft", "list table inet test").contains("queue to 0")),
             (QueueForm::Xtables, Err(error @ Error::Refused { .. })) => {
                 assert!(error.to_string().starts_with("the kernel refuses rule 1 of chain c of table test"), "{error}");
-                assert!(!nft.exists("test").unwrap());
+                assert!(!nft.exists(Layer::Inet, "test").unwrap());
             }
             other => panic!("{other:?}"),
         }
@@ -298,13 +373,18 @@ fn a_full_map_of_65537_slots_is_loaded_and_changed() {
         let table = |marks: Vec<u32>| Table::new("test").set("slots", Set::Marks(marks.into()));
         let mut marks: Vec<u32> = (0..65537).map(|slot| 5000 + slot % 100).collect();
         let first = table(marks.clone());
+        let elements = || -> BTreeSet<String> {
+            let listing = run("nft", "list map inet test slots");
+            let parts = listing.split([',', '{', '}']).map(|part| part.trim().to_owned());
+            parts.filter(|part| part.contains(" : ") && !part.contains("type")).collect()
+        };
         nft.apply(&first, None).unwrap();
+        let before = elements();
+        assert_eq!(before.len(), 65537_usize.div_ceil(SLOTS));
         marks.iter_mut().step_by(655).for_each(|mark| *mark = 5100);
         nft.apply(&table(marks), Some(&first)).unwrap();
-        let listing = run("nft", "list map inet test slots");
-        let elements: BTreeSet<_> = listing.split([',', '{', '}']).filter(|part| part.contains(" : 0x")).collect();
-        assert_eq!(elements.len(), 65537);
-        assert_eq!(elements.iter().filter(|element| element.trim().ends_with("0x000013ec")).count(), 101);
+        let after = elements();
+        assert_eq!((after.len(), after.difference(&before).count()), (before.len(), 101));
     });
 }
 
@@ -322,7 +402,7 @@ fn another_who_touches_our_table_is_seen_and_our_own_hand_is_not() {
         run("nft", "delete element inet test four { 20.0.0.1 }");
         soon(&mut watch).await;
         nft.apply(&first, None).unwrap();
-        nft.delete("test").unwrap();
+        nft.delete(Layer::Inet, "test").unwrap();
         // Nobody else touches ours: what others do to theirs is seen by another watch only.
         run("nft", "add table inet other");
         let mut other = nft.watch("other").unwrap();

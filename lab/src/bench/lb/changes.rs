@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use martlet_lb::hash::{Flow, Seed};
 use martlet_lb::maglev::{Size, Table};
-use martlet_netlink::nft::{Chain, Connection, Set, Table as NftTable};
+use martlet_netlink::nft::{Chain, Connection, Layer, Set, Table as NftTable};
 
 use super::stage::{CLIENT, SERVED, Stage, VIP};
 use super::traffic::{FIRST_PORT, as_float, steady};
@@ -93,7 +93,7 @@ pub fn slots(lab: &Lab, runs: u32) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>)> {
                 replaced.push(start.elapsed().as_secs_f64() * 1e3);
                 now = next;
             }
-            nft.delete("slots")?;
+            nft.delete(Layer::Inet, "slots")?;
         }
         Ok((replaced, loaded, memory))
     })?

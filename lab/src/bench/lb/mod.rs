@@ -127,7 +127,7 @@ fn beside(row: Row, values: &Values, others: &[&str], scale: f64) -> Row {
 }
 
 /// What routing by mark costs before anything of ours is done: a single policy rule makes the kernel ask rules and tables for
-/// each packet and for its source. No load balancer that routes by mark can be faster.
+/// each packet and for its source. The queue engine has to pay that; the kernel engine's short way has not.
 fn policy(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
     let full = in_turns(stages, effort.runs, |stage| traffic::saturated(stage, effort.time))?;
     Ok(vec![
@@ -219,13 +219,21 @@ fn lost(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
 
 /// Many routes, many endpoints: against one route and ten endpoints.
 fn scale(lab: &Lab, effort: Effort) -> Result<Vec<Row>> {
-    let middle = Middle::Balancer(QUEUE);
-    let setup = |name, routes, endpoints| Setup { name, middle, routes, endpoints, through: &[] };
+    let setup = |name, engine, routes, endpoints| Setup {
+        name,
+        middle: Middle::Balancer(engine),
+        routes,
+        endpoints,
+        through: &[],
+    };
     let setups = [
-        setup("few", 1, 10),
-        setup("routes-1000", 1000, 10),
-        setup("endpoints-1000", 1, 1000),
-        setup("endpoints-10000", 1, 10_000),
+        setup("few", QUEUE, 1, 10),
+        setup("routes-1000", QUEUE, 1000, 10),
+        setup("endpoints-1000", QUEUE, 1, 1000),
+        setup("endpoints-10000", QUEUE, 1, 10_000),
+        setup("kernel-few", KERNEL, 1, 10),
+        setup("kernel-1000", KERNEL, 1, 1000),
+        setup("kernel-10000", KERNEL, 1, 10_000),
     ];
     let stages: Vec<Stage> = setups.into_iter().map(|setup| Stage::new(lab, setup)).collect::<Result<_>>()?;
     let values = in_turns(&stages, effort.runs, |stage| traffic::saturated(stage, effort.time))?;
@@ -234,9 +242,11 @@ fn scale(lab: &Lab, effort: Effort) -> Result<Vec<Row>> {
     }
     let few = "x one route, ten endpoints";
     Ok(vec![
-        least("1000 routes", few, 0.9, ratios(&values, "routes-1000", "few")),
-        least("1000 endpoints", few, 0.85, ratios(&values, "endpoints-1000", "few")),
-        least("10000 endpoints", few, 0.85, ratios(&values, "endpoints-10000", "few")),
+        least("1000 routes, queue engine", few, 0.9, ratios(&values, "routes-1000", "few")),
+        least("1000 endpoints, queue engine", few, 0.85, ratios(&values, "endpoints-1000", "few")),
+        least("10000 endpoints, queue engine", few, 0.85, ratios(&values, "endpoints-10000", "few")),
+        least("1000 endpoints, kernel engine", few, 0.85, ratios(&values, "kernel-1000", "kernel-few")),
+        least("10000 endpoints, kernel engine", few, 0.85, ratios(&values, "kernel-10000", "kernel-few")),
     ])
 }
 
@@ -289,12 +299,14 @@ fn plot(folder: &Path, rows: &[Row]) -> Result<()> {
     )?;
     write(
         "lb-scale.svg",
-        "Throughput of the queue engine, of that with one route and ten endpoints",
+        "Throughput, of that with one route and ten endpoints",
         "x",
         vec![
-            of("1000 routes", "1000 routes"),
-            of("1000 endpoints", "1000 endpoints"),
-            of("10000 endpoints", "10000 endpoints"),
+            of("1000 routes, queue engine", "queue engine, 1000 routes"),
+            of("1000 endpoints, queue engine", "queue engine, 1000 endpoints"),
+            of("10000 endpoints, queue engine", "queue engine, 10 000 endpoints"),
+            of("1000 endpoints, kernel engine", "kernel engine, 1000 endpoints"),
+            of("10000 endpoints, kernel engine", "kernel engine, 10 000 endpoints"),
         ],
     )
 }

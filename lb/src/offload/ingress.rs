@@ -1,0 +1,155 @@
+//! The short way of the kernel engine: a packet that needs nothing else goes to its endpoint where it comes in, before routing,
+//! policy rules and the hooks of IP. Pure.
+//!
+//! The table is beside the one of [`offload`](super::offload), of the family `netdev`, on every link that no endpoint is
+//! behind. It takes a packet that is for this machine, to a VIP, with hops left, whole and without IPv4 options or IPv6 extension
+//! headers, of a route that nftables can say and a service whose endpoints are all behind one link; it counts it and hands it to
+//! the neighbour with a hop less. All else is let go on, and finds what it would have found without this table: TTLs that
+//! end, fragments, ICMP, ports that are others at the endpoint.
+//!
+//! What is forwarded here is not asked whether it fits into the endpoints' link. Nor need it be: a link whose packets may
+//! be longer than that is left out, and segments that were put together are taken apart again as they were.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use martlet_api::view::View;
+use martlet_netlink::nft::{Base, Chain, Expression, MetaKey, Place, Register, Rule, Set, Table};
+use martlet_netlink::{Family, Link};
+
+use super::way::Way;
+use super::{LOOPBACK, Layout, SCRATCH, chain_of, conditions, counted, counts, routes, translated, way};
+use crate::engine::Tables;
+use crate::targets::Hop;
+use crate::translate::{load, test};
+
+/// Before other chains on the link.
+const PRIORITY: i32 = -100;
+
+/// The table; `None`: there is nothing that it could forward.
+pub fn ingress(
+    name: &str,
+    view: &View,
+    tables: &Tables,
+    hops: &BTreeSet<Hop>,
+    links: &BTreeMap<u32, Link>,
+) -> Option<Table> {
+    let mut table = Table::netdev(name);
+    let shared = counts::counted(tables);
+    let mut enter = Vec::new();
+    // The links of endpoints.
+    let mut out = BTreeSet::new();
+    for family in Family::ALL {
+        let layout = Layout::packet(family);
+        let mut rules = Vec::new();
+        let mut ways = BTreeMap::new();
+        for (rank, name) in tables.classifier().names().iter().enumerate() {
+            let Some(route) = view.routes.get(name) else { continue };
+            let found = way(family, tables, rank, route, &mut table.sets).and_then(|way| {
+                let ours = |hop: &&Hop| way.marks.contains(&hop.mark) && is_of(hop.address, family);
+                let ours: Vec<&Hop> = hops.iter().filter(ours).collect();
+                let interface = ours.first()?.interface;
+                let is_one = ours.iter().all(|hop| hop.interface == interface);
+                is_one.then_some((way, interface, ours))
+            });
+            // What this table leaves to others leaves it here, so that no later route takes it.
+            for (route, _) in translated(route) {
+                let left = conditions(&layout, rank, &route, &view.vips, &mut table.sets).into_iter().flatten();
+                rules.extend(left.map(Rule::accept));
+            }
+            let taken = conditions(&layout, rank, route, &view.vips, &mut table.sets).into_iter().flatten();
+            let Some((way, interface, ours)) = found else {
+                rules.extend(taken.map(Rule::accept));
+                continue;
+            };
+            out.insert(interface);
+            ways.extend(ours.iter().map(|hop| (hop.mark, hop.address)));
+            let ends = end(&mut table, &way, family, interface);
+            rules.extend(taken.map(|rule| way.take(&layout, counted(rule, name, &shared), &ends)));
+        }
+        if ways.is_empty() {
+            continue;
+        }
+        let vips = view.vips.iter().map(ipnet::IpNet::addr).filter(|vip| is_of(*vip, family)).collect();
+        table.sets.insert(vips_of(family).into(), Set::Addresses { family, elements: vips });
+        table.sets.insert(ways_of(family).into(), Set::Ways { family, elements: ways });
+        enter.push(entry(family));
+        table.chains.insert(chain_of(family).into(), Chain { hook: None, rules });
+    }
+    let room = out.iter().filter_map(|index| Some(links.get(index)?.mtu)).min()?;
+    let takes = |link: &&Link| !out.contains(&link.index) && link.mtu <= room && &*link.name != LOOPBACK;
+    let names: BTreeSet<String> = links.values().filter(takes).map(|link| link.name.to_string()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    table.sets.insert(counts::ROUTES.into(), routes(&shared));
+    Some(table.chain("ingress", Chain::at(Place::Ingress(names), PRIORITY, enter)))
+}
+
+/// Where an Ethernet header says what follows.
+const ETHER_TYPE: u32 = 12;
+
+/// The addresses of endpoints by mark, with what was forwarded to each.
+pub const fn ways_of(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "endpoints-4",
+        Family::Ipv6 => "endpoints-6",
+    }
+}
+
+const fn vips_of(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "vips-4",
+        Family::Ipv6 => "vips-6",
+    }
+}
+
+const fn is_of(address: IpAddr, family: Family) -> bool {
+    matches!((address, family), (IpAddr::V4(_), Family::Ipv4) | (IpAddr::V6(_), Family::Ipv6))
+}
+
+/// Goes on with plain packets to a VIP for this machine that may go one hop farther.
+fn entry(family: Family) -> Rule {
+    let layout = Layout::packet(family);
+    let is = |value: &[u8]| Expression::Compare { register: SCRATCH, equal: true, value: value.to_vec() };
+    let (ether_type, hops): ([u8; 2], u32) = match family {
+        Family::Ipv4 => ([0x08, 0x00], 8),
+        Family::Ipv6 => ([0x86, 0xdd], 7),
+    };
+    let rule = Rule::new()
+        // Of a frame that has a tag still, this is the tag's.
+        .then(load((Base::LinkLayer, ETHER_TYPE), 2, SCRATCH))
+        .then(is(&ether_type))
+        .then(layout.address(layout.vip, SCRATCH))
+        .then(Expression::Lookup { register: SCRATCH, set: vips_of(family).into(), found: true })
+        .then(Expression::Meta { key: MetaKey::PacketType, to: SCRATCH })
+        .then(is(&[0]))
+        .then(load((Base::Network, hops), 1, SCRATCH))
+        .then(Expression::AtLeast { register: SCRATCH, value: vec![2] });
+    let rule = match family {
+        // Version, a header without options; neither a fragment nor followed by one.
+        Family::Ipv4 => {
+            let (mask, value) = ([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff], [0x45, 0, 0, 0, 0, 0, 0, 0]);
+            test(rule, (Base::Network, 0), &mask, true, &value)
+        }
+        // The rules ask for the next header.
+        Family::Ipv6 => rule,
+    };
+    rule.then(Expression::Goto(chain_of(family).into()))
+}
+
+/// The chains that forward to the endpoint.
+fn end(table: &mut Table, way: &Way, family: Family, interface: u32) -> String {
+    let ends = format!("{}-{interface}-{}", way.map, if family == Family::Ipv4 { 4 } else { 6 });
+    let name = format!("{ends}-chains");
+    let address = Register(1);
+    let (choice, chains) = way.end(&ends, |rule| {
+        rule.then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH })
+            .then(Expression::Map { register: SCRATCH, map: ways_of(family).into(), to: address })
+            .then(Expression::Immediate { to: SCRATCH, value: interface.to_ne_bytes().to_vec() })
+            .then(Expression::Forward { family, address, interface: SCRATCH })
+    });
+    table.sets.insert(name.clone(), choice);
+    table.chains.extend(chains);
+    name
+}

@@ -1,0 +1,89 @@
+//! From a flow to the mark of its endpoint. Pure.
+//!
+//! A map of nftables takes 92 octets for a slot of four: too much to stay in the caches. So [`SLOTS`] slots are one element,
+//! whose value fills all registers, and the place of a slot in its element chooses the chain that goes on with the right one:
+//!
+//! ```text
+//!  mark = jhash(words of the flow) * M >> 32         the slot
+//!  goto chain of mark & 15
+//!      chain 5: registers 0 .. 15 = map[mark >> 4]; mark = register 5
+//! ```
+//!
+//! (The `nft` program lists such a chain without the last step, and says that it knows no expression for it.)
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use martlet_netlink::Family;
+use martlet_netlink::nft::{Chain, Expression, MetaKey, Register, Rule, SLOTS, Set};
+
+use super::{Layout, SCRATCH};
+use crate::engine::Backend;
+use crate::hash::Seed;
+use crate::translate::load;
+
+/// The table of a service as a map.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    modulus: u32,
+    seed: Seed,
+    /// The name of the map.
+    pub map: String,
+    /// What is in it.
+    pub marks: BTreeSet<u32>,
+}
+
+impl Way {
+    /// By the table of a service; `None`: it has no endpoint of the family.
+    pub fn new(family: Family, backend: &Backend, seed: Seed, sets: &mut BTreeMap<String, Set>) -> Option<Self> {
+        let any: IpAddr = match family {
+            Family::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let table = backend.table(any);
+        if table.identifiers().is_empty() {
+            return None;
+        }
+        let modulus = table.size().slots();
+        // A table that both families share is one map.
+        let number = if family == Family::Ipv6 && !Arc::ptr_eq(&backend.ipv4, &backend.ipv6) { "-6" } else { "" };
+        let map = format!("slots-{}-{modulus}{number}", backend.first_mark);
+        let mark = |identifier: &u16| backend.first_mark + u32::from(*identifier);
+        sets.entry(map.clone()).or_insert_with(|| Set::Marks(table.slots().iter().map(mark).collect()));
+        Some(Self { modulus, seed, map, marks: table.identifiers().iter().map(mark).collect() })
+    }
+
+    /// The words of [`crate::hash`], their hash, its slot, and to one of the chains `ends`.
+    pub fn take(&self, layout: &Layout, mut rule: Rule, ends: &str) -> Rule {
+        let mut next = 0;
+        for (address, port) in [(layout.client, layout.client_port), (layout.vip, layout.vip_port)] {
+            rule = rule.then(layout.address(address, Register(next)));
+            next += layout.sizes().1;
+            rule = rule.then(load(port, 2, Register(next)));
+            next += 1;
+        }
+        let length = u32::from(next + 1) * 4;
+        let place = u32::try_from(SLOTS - 1).unwrap_or_default().to_ne_bytes().to_vec();
+        rule.then(load(layout.protocol, 1, Register(next)))
+            .then(Expression::Hash { from: SCRATCH, length, modulus: self.modulus, seed: self.seed.0, to: SCRATCH })
+            .then(Expression::SetMark { from: SCRATCH })
+            .then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask: place, xor: vec![0; 4] })
+            .then(Expression::Choose { register: SCRATCH, map: ends.to_owned() })
+    }
+
+    /// The chains `ends`, one for each place in an element, and the map that chooses one of them: with the endpoint's mark each
+    /// goes on as `end` does.
+    pub fn end(&self, ends: &str, end: impl Fn(Rule) -> Rule) -> (Set, Vec<(String, Chain)>) {
+        let chains = (0..).take(SLOTS).map(|place| {
+            let rule = Rule::new()
+                .then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH })
+                .then(Expression::ShiftRight { from: SCRATCH, to: SCRATCH, bits: SLOTS.ilog2() })
+                .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH })
+                .then(Expression::SetMark { from: Register(place) });
+            (format!("{ends}-{place}"), Chain { hook: None, rules: vec![end(rule)] })
+        });
+        let chains: Vec<(String, Chain)> = chains.collect();
+        (Set::Chains(chains.iter().map(|(name, _)| name.clone()).collect()), chains)
+    }
+}
