@@ -194,13 +194,25 @@ fn ipv4(octets: &[u8]) -> Result<Network<'_>, Malformed> {
     let parsed: Parsed<'_, &[u8]> = take(header).parse(octets);
     let (payload, _) = parsed.map_err(|_| Malformed::TruncatedNetwork)?;
     let (more, offset) = (flags & 0x2000 != 0, u32::from(flags & 0x1fff) * 8);
+    let fragment = (more || offset > 0).then_some(Fragment { id: u32::from(id), offset, more });
+    let (mut protocol, mut payload, mut payload_length) = (protocol, payload, payload_length);
+    // Of what is in fragments only the first would show what is behind it.
+    if protocol == AUTHENTICATION && fragment.is_none() {
+        let header = extension(payload, authentication_octets).map_err(|_| Malformed::TruncatedNetwork)?;
+        let (rest, (next, octets)) = header;
+        payload_length = match payload_length {
+            Some(length) => Some(length.checked_sub(octets).ok_or(Malformed::TotalLength)?),
+            None => None,
+        };
+        (protocol, payload) = (next, rest);
+    }
     Ok(Network {
         source: Ipv4Addr::from_bits(source).into(),
         destination: Ipv4Addr::from_bits(destination).into(),
         protocol,
         length,
         dont_fragment: flags & 0x4000 != 0,
-        fragment: (more || offset > 0).then_some(Fragment { id: u32::from(id), offset, more }),
+        fragment,
         payload,
         payload_length,
     })
@@ -225,7 +237,7 @@ fn ipv6(octets: &[u8]) -> Result<Network<'_>, Malformed> {
     for _ in 0..=MAX_EXTENSION_HEADERS {
         let header = match network.protocol {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => extension(network.payload, |length| (length + 1) * 8),
-            AUTHENTICATION => extension(network.payload, |length| (length + 2) * 4),
+            AUTHENTICATION => extension(network.payload, authentication_octets),
             FRAGMENT => {
                 let parsed: Parsed<'_, (u8, u8, u16, u32)> = (be_u8, be_u8, be_u16, be_u32).parse(network.payload);
                 parsed.map(|(rest, (next, _, place, id))| {
@@ -254,6 +266,11 @@ fn ipv6(octets: &[u8]) -> Result<Network<'_>, Malformed> {
         }
     }
     Err(Malformed::ExtensionHeaders)
+}
+
+/// RFC 4302 section 2.2.
+const fn authentication_octets(length: u32) -> u32 {
+    (length + 2) * 4
 }
 
 /// An extension header of the common shape: what comes next, and its own length in octets.

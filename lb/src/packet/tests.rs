@@ -62,7 +62,7 @@ fn extension_header(next: u8, units: u8) -> Vec<u8> {
 }
 
 #[test]
-fn ipv6_extension_headers_of_every_kind_and_length_are_skipped() {
+fn extension_headers_of_every_kind_and_length_are_skipped() {
     for kind in [HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS] {
         for units in [0, 1, 5] {
             let octets = v6(kind, &[extension_header(17, units), UDP_HEADER.to_vec()].concat());
@@ -72,6 +72,11 @@ fn ipv6_extension_headers_of_every_kind_and_length_are_skipped() {
     // AH counts in fours, less two.
     let octets = v6(AUTHENTICATION, &[[17, 4].to_vec(), vec![0; 22], UDP_HEADER.to_vec()].concat());
     assert_eq!(parse(&octets).unwrap().content, PORTS);
+    let authenticated = [[17, 4].to_vec(), vec![0; 22], UDP_HEADER.to_vec()].concat();
+    let octets = v4(AUTHENTICATION, 0, &[], &authenticated);
+    assert_eq!(parse(&octets).unwrap().content, PORTS);
+    assert_eq!(parse(&v4(AUTHENTICATION, 0, &[], &authenticated[..20])), Err(Malformed::TruncatedNetwork));
+    assert_eq!(parse(&v4(AUTHENTICATION, 0x2000, &[], &authenticated)), Err(Malformed::Transport));
     let all = [
         extension_header(ROUTING, 0),
         extension_header(DESTINATION_OPTIONS, 1),

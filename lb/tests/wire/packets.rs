@@ -121,7 +121,32 @@ fn extension_headers_and_options_do_not_hide_the_ports() {
     lb.end().unwrap();
 }
 
-/// In an application: the ports of those ICMP errors (or of SCTP packets, also in UDP) that come within the patience.
+#[test]
+fn authentication_and_routing_headers_do_not_hide_the_ports_in_either_engine() {
+    let all: BTreeSet<u8> = [1, 2, 3].into();
+    for engine in [Engine::Queue, Engine::Kernel] {
+        let (lab, lb) = serving(&format!("ah-{engine:?}").to_lowercase(), 3, |options| options.engine = engine);
+        for vip in [VIP4, VIP6] {
+            each_to_its_endpoint(&lab, vip, 51, 17, |vip, port| {
+                // RFC 4302: 24 octets, of which 12 are the value that nobody here can check.
+                let header = [&[17, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1][..], &[0xaa; 12]].concat();
+                let datagram = udp(client(vip), vip, [port, 4000], b"who?");
+                ip(client(vip), vip, 51, None, &[header, datagram].concat())
+            });
+        }
+        // A routing header of a type for experiments, with no segment left: its receiver skips it (RFC 8200 section 4.4).
+        let make = |port: u16| {
+            let datagram = udp(client(VIP6), VIP6, [port, 4000], b"who?");
+            vec![ip(client(VIP6), VIP6, 43, None, &[&[17, 0, 253, 0, 0, 0, 0, 0][..], &datagram].concat())]
+        };
+        for (port, application) in ask(&lab, VIP6, make, 30) {
+            assert_eq!(application, expected_of(VIP6, 17, port, &all), "{engine:?}");
+        }
+        lb.end().unwrap();
+    }
+}
+
+/// In an application: the ports of those ICMP errors (or of SCTP packets, also in UDP, or behind an authentication header) that come within the patience.
 fn listen(lab: &Lab, number: u8, vip: IpAddr, protocol: u8) -> std::sync::mpsc::Receiver<u16> {
     let (tell, heard) = std::sync::mpsc::channel();
     let open = move || {
@@ -137,6 +162,8 @@ fn listen(lab: &Lab, number: u8, vip: IpAddr, protocol: u8) -> std::sync::mpsc::
                     132 => body.get(0..2),
                     // SCTP in UDP.
                     17 => body.get(8..10),
+                    // Behind an authentication header.
+                    51 => body.get(24..26),
                     _ if matches!(body[0], 1 | 3) => body.get(if vip.is_ipv4() { 30..32 } else { 50..52 }),
                     _ => None,
                 };
