@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -68,6 +69,18 @@ pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[0xff; 16][..], &length.to_be_bytes(), &[kind], body].concat()
 }
 
+/// An UPDATE of prefixes withdrawn, path attributes, and prefixes announced; of nothing at all it is the End-of-RIB of IPv4.
+pub fn update(withdrawn: &[u8], attributes: &[u8], announced: &[u8]) -> Vec<u8> {
+    let length = |field: &[u8]| u16::try_from(field.len()).unwrap_or(u16::MAX).to_be_bytes();
+    message(UPDATE, &[&length(withdrawn), withdrawn, &length(attributes), attributes, announced].concat())
+}
+
+/// The path attributes of a route of one's own: IGP, a path of one AS in four octets, the next hop.
+pub fn path(asn: u32, next_hop: Ipv4Addr) -> Vec<u8> {
+    let [path, hop] = [asn.to_be_bytes(), next_hop.octets()];
+    [&[0x40, 1, 1, 0, 0x40, 2, 6, 2, 1][..], &path, &[0x40, 3, 4], &hop].concat()
+}
+
 /// What came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
@@ -86,9 +99,15 @@ pub struct Player {
     held: Vec<u8>,
     /// Octets of what is held that were taken already: moved away once a read, not once a message.
     taken: usize,
+    /// When it last said something.
+    spoke: Instant,
 }
 
 impl Player {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, held: Vec::new(), taken: 0, spoke: Instant::now() }
+    }
+
     /// Connects from one address to another, in a namespace; tries until somebody listens.
     ///
     /// # Errors
@@ -102,7 +121,7 @@ impl Player {
                 })
             })
         })??;
-        Ok(Self { stream, held: Vec::new(), taken: 0 })
+        Ok(Self::new(stream))
     }
 
     /// A listener in a namespace.
@@ -120,7 +139,7 @@ impl Player {
     pub fn accept(listener: &TcpListener) -> Result<Self> {
         let (stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, held: Vec::new(), taken: 0 })
+        Ok(Self::new(stream))
     }
 
     /// Says octets.
@@ -128,7 +147,31 @@ impl Player {
     /// # Errors
     /// The other side is gone.
     pub fn say(&mut self, octets: &[u8]) -> Result<()> {
+        self.spoke = Instant::now();
         self.stream.write_all(octets).context("say")
+    }
+
+    /// Says a KEEPALIVE, unless it said something within `interval`.
+    ///
+    /// # Errors
+    /// The other side is gone.
+    pub fn stay(&mut self, interval: Duration) -> Result<()> {
+        if self.spoke.elapsed() > interval { self.say(&message(KEEPALIVE, &[])) } else { Ok(()) }
+    }
+
+    /// Keeps a session alive until told to end; what comes is thrown away.
+    ///
+    /// # Errors
+    /// The other side ends it.
+    pub fn keep(&mut self, interval: Duration, end: &AtomicBool) -> Result<()> {
+        while !end.load(Ordering::Relaxed) {
+            match self.next(Duration::from_millis(200))? {
+                Said::Closed => bail!("the session was closed"),
+                Said::Message(NOTIFICATION, words) => bail!("the session was ended: {words:?}"),
+                _ => self.stay(interval)?,
+            }
+        }
+        Ok(())
     }
 
     /// A second handle for writing, so that one thread feeds while another listens.

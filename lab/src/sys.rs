@@ -1,6 +1,6 @@
 //! The few system calls of the lab that std does not offer: enter a network namespace, die with the parent, send a signal,
-//! ask who we are, take a CPU.
-#![expect(unsafe_code, reason = "setns, prctl, kill, geteuid and the scheduler have no safe form in std")]
+//! ask who we are, take a CPU, a buffer beyond the limit.
+#![expect(unsafe_code, reason = "setns, prctl, kill, geteuid, setsockopt and the scheduler have no safe form in std")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -84,6 +84,17 @@ pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     // SAFETY: kill takes two numbers.
     check(unsafe { libc::kill(pid, signal.number()) })
+}
+
+/// Sets the receive buffer of a socket, beyond the system's limit.
+///
+/// # Errors
+/// What setsockopt says.
+pub fn receive_buffer(socket: BorrowedFd<'_>, octets: i32) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<i32>()).map_err(io::Error::other)?;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE);
+    // SAFETY: the pointer and the length describe `octets`, which outlives the call; the descriptor is open while borrowed.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const octets).cast(), length) })
 }
 
 /// Keeps the calling thread on one CPU, before every other that has no higher real-time priority.

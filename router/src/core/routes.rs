@@ -62,22 +62,32 @@ impl Router {
             }
             return;
         }
+        // What was planned ahead goes at once: the kernel works while more is planned. What is to be planned anew is urgent.
+        if self.mirror.is_full() && self.routes.prefixes.is_empty() && self.apply_batch(now) {
+            return;
+        }
         for _ in 0..PULLS {
             let prefixes = self.pull();
             if prefixes.is_empty() {
                 self.end_adoption(now);
             }
             self.plan_all(now, &prefixes);
-            let changes = self.mirror.batch();
-            if !changes.is_empty() {
-                self.outputs.push_back(Output::Apply(changes));
-                return self.plan_ahead(now);
-            }
-            if prefixes.is_empty() {
+            if self.apply_batch(now) || prefixes.is_empty() {
                 return;
             }
         }
         self.routes.deadline = Some(now);
+    }
+
+    /// Gives the kernel its next batch; false: there is none.
+    fn apply_batch(&mut self, now: Instant) -> bool {
+        let changes = self.mirror.batch();
+        if changes.is_empty() {
+            return false;
+        }
+        self.outputs.push_back(Output::Apply(changes));
+        self.plan_ahead(now);
+        true
     }
 
     /// The step after this one plans more, if more waits and there is room for it.

@@ -522,3 +522,20 @@ fn a_session_that_was_down_between_two_looks_ends_the_bgp_session_all_the_same()
         .collect();
     assert_eq!(seen, [(State::Down, State::Up), (State::Up, State::Down), (State::Down, State::Up)]);
 }
+
+#[test]
+fn what_is_planned_goes_to_the_kernel_before_more_is_planned() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    let router = &mut stage.router;
+    for number in 0..crate::mirror::BATCH {
+        let prefix = net(&format!("100.{}.{}.0/24", number / 256, number % 256));
+        let route = Route { table: 4096, prefix, metric: 20, kind: RouteKind::Blackhole };
+        router.mirror.want_learned(prefix, Some(route.into()));
+    }
+    router.routes.changed = true;
+    router.handle(at(1), Input::Timeout);
+    assert!(matches!(router.poll(), Some(Output::Apply(changes)) if changes.len() == crate::mirror::BATCH));
+    assert!(router.routes.changed, "the speaker was not asked yet");
+    assert_eq!(router.deadline(), Some(at(1)), "but is next");
+}

@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::player::{UPDATE, message};
+use crate::player::update;
 
 /// The table of one neighbour.
 #[derive(Clone, Debug)]
@@ -126,8 +126,7 @@ impl Feed {
                 feed.prefixes += 1;
                 address += step;
             }
-            let length = u16::try_from(attributes.len()).unwrap_or_default().to_be_bytes();
-            feed.octets.extend(message(UPDATE, &[&[0, 0][..], &length, &attributes, &nlri].concat()));
+            feed.octets.extend(update(&[], &attributes, &nlri));
             feed.updates += 1;
         }
         feed

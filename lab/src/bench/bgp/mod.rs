@@ -20,7 +20,7 @@ use super::report::median;
 use super::{Options, Row};
 use crate::lab::{End, Lab};
 use crate::namespace::Namespace;
-use crate::player::{KEEPALIVE, Player, Prefixes, Said, UPDATE, Who as Card, message};
+use crate::player::{KEEPALIVE, Player, Prefixes, Said, UPDATE, Who as Card, path, update};
 use crate::process::Process;
 use daemon::{NEIGHBORS, SUBJECT, VIP, Who};
 use feed::{Feed, mark};
@@ -238,7 +238,6 @@ fn listen(player: &mut Player, count: usize) -> Result<Heard> {
     let vip = [&[32][..], &VIP.octets()].concat();
     let mut heard = Heard::default();
     let start = Instant::now();
-    let mut said = start;
     while heard.prefixes < count {
         match player.next(Duration::from_secs(1))? {
             Said::Message(UPDATE, body) if body.ends_with(&vip) => {}
@@ -246,34 +245,16 @@ fn listen(player: &mut Player, count: usize) -> Result<Heard> {
             Said::Message(KEEPALIVE, _) | Said::Nothing if start.elapsed() < PATIENCE => {}
             other => bail!("{other:?} after {} prefixes", heard.prefixes),
         }
-        if said.elapsed() > ALIVE {
-            player.say(&message(KEEPALIVE, &[]))?;
-            said = Instant::now();
-        }
+        player.stay(ALIVE)?;
     }
     Ok(heard)
-}
-
-/// Keeps a session alive until told to end; what comes is thrown away.
-fn keep(player: &mut Player, end: &AtomicBool) -> Result<()> {
-    let mut last = Instant::now();
-    while !end.load(Ordering::Relaxed) {
-        if player.next(Duration::from_millis(200))? == Said::Closed {
-            bail!("the session was closed");
-        }
-        if last.elapsed() > ALIVE {
-            player.say(&message(KEEPALIVE, &[]))?;
-            last = Instant::now();
-        }
-    }
-    Ok(())
 }
 
 /// Does `work` while the player keeps its session.
 fn beside<T>(player: &mut Player, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let keeper = scope.spawn(|| keep(player, &end));
+        let keeper = scope.spawn(|| player.keep(ALIVE, &end));
         let result = work();
         end.store(true, Ordering::Relaxed);
         let kept = keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -344,13 +325,8 @@ fn relay(stage: &Stage, feed: &Feed, run: &mut Run) -> Result<()> {
 fn vip_changes(teller: &mut Player, hearer: &mut Player, end: &AtomicBool) -> Result<Vec<f64>> {
     let vip = [&[32][..], &VIP.octets()].concat();
     let (address, asn) = NEIGHBORS[2];
-    let mut attributes = vec![0x40, 1, 1, 0, 0x40, 2, 6, 2, 1];
-    attributes.extend(asn.to_be_bytes());
-    attributes.extend([0x40, 3, 4]);
-    attributes.extend(address.octets());
-    let length = u16::try_from(attributes.len())?.to_be_bytes();
-    let announce = message(UPDATE, &[&[0, 0][..], &length, &attributes, &vip].concat());
-    let withdraw = message(UPDATE, &[&[0, 5][..], &vip, &[0, 0]].concat());
+    let announce = update(&[], &path(asn, address), &vip);
+    let withdraw = update(&vip, &[], &[]);
     let mut times = Vec::new();
     let mut there = false;
     while !end.load(Ordering::Relaxed) {

@@ -2,7 +2,9 @@
 //! balancer dies: the demo's steps 3 and 10, again and again.
 
 mod bird;
+mod counter;
 mod speed;
+mod storm;
 
 use std::time::SystemTime;
 

@@ -1,10 +1,7 @@
 //! How fast the router is at what its users wait for, and BIRD in its place in the same run. Every figure is taken outside of both:
 //! from the kernel's messages and from captures.
 
-use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -12,25 +9,24 @@ use anyhow::{Context, Result};
 use super::super::Row;
 use super::super::report::median;
 use super::bird::{Bird, Wish};
+use super::storm::{self, Storm};
 use crate::capture::Capture;
 use crate::monitor::{RouteEvent, RouteMonitor};
 use crate::namespace::Cut;
 use crate::peer::Make;
 use crate::probe::after;
 use crate::process::Process;
-use crate::stage::{EXTERNAL, PORT, REMOTE_AS, Stage, VIPS, default_route, gateway, pod, setup, told};
+use crate::stage::{EXTERNAL, PORT, Stage, VIPS, default_route, gateway, pod, setup, told};
 use crate::sys::Signal;
-use crate::wait::{LIMIT, Seen, until};
+use crate::wait::LIMIT;
 use crate::wire::{Event, What};
 
-/// How many routes are programmed.
-const MANY: u32 = 100_000;
 /// For how long the idle router is watched.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Whose figures are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
+pub(super) enum Who {
     Martlet,
     Bird,
 }
@@ -42,14 +38,14 @@ enum Running {
 }
 
 /// A stage with the gateways' BIRDs, and the one who is measured.
-struct Bench {
-    stage: Stage,
-    wish: Wish,
+pub(super) struct Bench {
+    pub(super) stage: Stage,
+    pub(super) wish: Wish,
     running: Option<Running>,
 }
 
 impl Bench {
-    fn new(gateways: u8, vips: &[&str], bfd: bool) -> Result<Self> {
+    pub(super) fn new(gateways: u8, vips: &[&str], bfd: bool) -> Result<Self> {
         let mut stage = Stage::new(gateways, vips)?;
         let spec = if bfd {
             "bgp: {holdTime: 9s, bfd: {switch: true, minTx: 300ms, minRx: 300ms, multiplier: 3}}"
@@ -73,7 +69,7 @@ impl Bench {
         }
     }
 
-    fn start(&mut self, who: Who) -> Result<()> {
+    pub(super) fn start(&mut self, who: Who) -> Result<()> {
         self.running = Some(match who {
             Who::Martlet => {
                 self.stage.start_router(&[])?;
@@ -84,7 +80,7 @@ impl Bench {
         Ok(())
     }
 
-    fn up(&self) -> Result<()> {
+    pub(super) fn up(&self) -> Result<()> {
         match &self.running {
             Some(Running::Bird(bird)) => bird.up(&self.stage, &self.wish),
             _ => self
@@ -96,7 +92,7 @@ impl Bench {
         }
     }
 
-    fn process(&self) -> Result<Process> {
+    pub(super) fn process(&self) -> Result<Process> {
         match &self.running {
             Some(Running::Bird(bird)) => Ok(bird.process.clone()),
             _ => self.stage.router.clone().context("the router does not run"),
@@ -104,7 +100,7 @@ impl Bench {
     }
 
     /// Ends who is measured, and takes all of it out of the kernel.
-    fn end(&mut self) -> Result<()> {
+    pub(super) fn end(&mut self) -> Result<()> {
         let process = self.process()?;
         process.signal(Signal::Kill)?;
         process.wait(LIMIT)?;
@@ -140,23 +136,26 @@ pub fn rows(quick: bool) -> Result<Vec<Row>> {
     add("router: carrier lost -> route gone", "ms", 5.0, carrier(runs))?;
     add("router: peer killed -> route gone", "ms", 2.0, killed(runs))?;
     add("router: path back after 3 s of silence -> route back", "ms", 300.0, recovery(runs, quick))?;
-    let Storm { arrival, processor, departure } = many(runs.min(3))?;
+    let Storm { arrival, processor, departure } = storm::many(runs.min(3))?;
     add("router: 100 000 routes into the kernel", "s", 0.45, Ok(arrival))?;
     // All of it since the process started; it does not depend on what else the machine does.
     add("router: CPU of 100 000 routes", "s", 0.8, Ok(processor))?;
     add("router: session of 100 000 routes ends -> all gone", "s", 0.6, Ok(departure))?;
+    for (name, times) in storm::beside(runs.min(3))? {
+        add(&format!("router: {name}"), "ms", 20.0, Ok([times, Vec::new()]))?;
+    }
     let [memory, processor] = idle()?;
     add("router: memory, 4 peers, 100 VIPs", "MB", 50.0, Ok(memory))?;
     add("router: CPU a second when idle, 4 peers, 100 VIPs", "ms", 10.0, Ok(processor))?;
     Ok(rows)
 }
 
-fn millis(time: Duration) -> f64 {
+pub(super) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
 /// One after the other, by turns: both have the same weather.
-fn by_turns(runs: usize, mut one: impl FnMut(Who) -> Result<f64>) -> Result<[Vec<f64>; 2]> {
+pub(super) fn by_turns(runs: usize, mut one: impl FnMut(Who) -> Result<f64>) -> Result<[Vec<f64>; 2]> {
     let mut figures = [Vec::new(), Vec::new()];
     for _ in 0..runs {
         for (who, into) in [Who::Martlet, Who::Bird].into_iter().zip(&mut figures) {
@@ -344,89 +343,6 @@ fn recovery(runs: usize, quick: bool) -> Result<[Vec<f64>; 2]> {
     Ok(figures)
 }
 
-/// What many routes take.
-#[derive(Default)]
-struct Storm {
-    /// Seconds from the first that the kernel tells of to the last.
-    arrival: [Vec<f64>; 2],
-    /// Seconds of CPU from the start until all are there.
-    processor: [Vec<f64>; 2],
-    /// Seconds from the end of their session until none is left.
-    departure: [Vec<f64>; 2],
-}
-
-/// A BIRD gateway with many routes, which it tells, and then ends the session.
-fn many(runs: usize) -> Result<Storm> {
-    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
-    bench.wish.all = true;
-    let dir = bench.stage.lab.dir().join("many");
-    fs::create_dir_all(&dir)?;
-    let mut text = format!(
-        "router id 10.1.0.11;\nprotocol device {{}}\nprotocol bgp P {{ local {} port {PORT} as {REMOTE_AS}; neighbor {} port \
-         {PORT} as {}; error wait time 1,2; connect delay time 1; connect retry time 1; hold time 90; ipv4 {{ import all; \
-         export where source = RTS_STATIC; next hop self; }}; }}\nprotocol static {{ ipv4;\n",
-        gateway(1, false),
-        pod(false),
-        crate::stage::LOCAL_AS,
-    );
-    for number in 0..MANY {
-        // Writing to a String never fails.
-        let _ =
-            writeln!(text, "route {}.{}.{}.0/24 blackhole;", 100 + (number >> 16), (number >> 8) & 255, number & 255);
-    }
-    text.push_str("}\n");
-    fs::write(dir.join("bird.conf"), text)?;
-    let mut command = Command::new("bird");
-    command.args(["-f", "-c"]).arg(dir.join("bird.conf")).arg("-s").arg(dir.join("ctl")).arg("-P").arg(dir.join("pid"));
-    let gateway_space = bench.stage.gateways.first().context("there is no gateway")?.clone();
-    bench.stage.lab.spawn("many", Some(&gateway_space), command)?;
-    let mut storm = Storm::default();
-    let birdc = |word: &str| gateway_space.output("birdc", &["-s", &dir.join("ctl").to_string_lossy(), word, "P"]);
-    storm.arrival = by_turns(runs, |who| {
-        let path = dir.join("events");
-        let mut command = Command::new("ip");
-        command.args(["-rcvbuf", "134217728", "-ts", "-o", "-4", "monitor", "route"]).env("TZ", "UTC");
-        let monitor = bench.stage.lab.spawn_into("many-routes", &bench.stage.pod, command, &path)?;
-        std::thread::sleep(Duration::from_millis(200));
-        bench.start(who)?;
-        let told = told_of(&path, false)?;
-        let index = usize::from(who == Who::Bird);
-        // A tick is 10 ms.
-        storm.processor[index].push(ticks(bench.process()?.pid())? / 100.0);
-        let ended = SystemTime::now();
-        birdc("disable")?;
-        let gone = told_of(&path, true)?;
-        monitor.signal(Signal::Kill)?;
-        bench.end()?;
-        birdc("enable")?;
-        let (first, last) = told.iter().min().zip(told.iter().max()).context("no route was seen")?;
-        storm.departure[index].push(after(ended, *gone.iter().max().context("no route went")?).as_secs_f64());
-        Ok(after(*first, *last).as_secs_f64())
-    })?;
-    Ok(storm)
-}
-
-/// When the kernel told of each of the many routes, that it came or that it is `gone`. The file is read when it has stopped to
-/// grow: to read it all the time would be most of the work of the machine.
-fn told_of(path: &Path, gone: bool) -> Result<Vec<SystemTime>> {
-    let mut length = 0;
-    until("100 000 routes", 4 * LIMIT, || {
-        let before = std::mem::replace(&mut length, fs::metadata(path)?.len());
-        std::thread::sleep(Duration::from_millis(200));
-        if length != before {
-            return Ok(Seen::not_yet(format!("{length} octets of events")));
-        }
-        let events = crate::monitor::parse_all(&fs::read_to_string(path)?);
-        let wanted = events.iter().filter(|event| event.deleted == gone && event.route.contains(".0/24"));
-        let times: Vec<SystemTime> = wanted.map(|event| event.at).collect();
-        Ok(if times.len() >= usize::try_from(MANY)? {
-            Seen::Yes(times)
-        } else {
-            Seen::not_yet(times.len().to_string())
-        })
-    })
-}
-
 /// Memory in MB and CPU in ms a second.
 fn idle() -> Result<[[Vec<f64>; 2]; 2]> {
     let vips: Vec<String> = (1..=100).map(|number| format!("20.0.1.{number}")).collect();
@@ -454,7 +370,7 @@ fn idle() -> Result<[[Vec<f64>; 2]; 2]> {
 }
 
 /// The CPU time of a process, in ticks.
-fn ticks(pid: u32) -> Result<f64> {
+pub(super) fn ticks(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let field = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok());

@@ -1,0 +1,221 @@
+//! Many learned routes of one session: how long they take into the kernel and out of it, what they cost, and what else has to wait
+//! for them. Who tells them does nothing else: its UPDATEs are ready before the clock runs.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::super::report::median;
+use super::counter::{Counter, nlri};
+use super::speed::{Bench, Who, by_turns, millis, ticks};
+use crate::player::{KEEPALIVE, NOTIFICATION, Player, Prefixes, Said, UPDATE, Who as Card, message, path, update};
+use crate::stage::{PORT, REMOTE_AS, StandIn, VIPS, gateway, pod};
+use crate::wait::{LIMIT, Seen, until};
+
+/// How many routes.
+const MANY: u32 = 100_000;
+/// Octets of the prefixes of one UPDATE: with attributes and header they stay below 4096.
+const PREFIXES: usize = 4000;
+/// A session whose hold time is 9 s is kept alive so often.
+const ALIVE: Duration = Duration::from_secs(2);
+/// What starts is left so long before it is measured.
+const CALM: Duration = Duration::from_millis(500);
+/// VIPs whose readiness changes while routes come and go.
+const CHANGING: u8 = 200;
+/// One of them changes so often.
+const PACE: Duration = Duration::from_millis(12);
+
+/// What many routes take.
+#[derive(Default)]
+pub struct Storm {
+    /// Seconds from the first UPDATE that is sent until the kernel has told of the last route.
+    pub arrival: [Vec<f64>; 2],
+    /// Seconds of CPU from the start until all are there.
+    pub processor: [Vec<f64>; 2],
+    /// Seconds from the NOTIFICATION that ends their session until the kernel has told that none is left.
+    pub departure: [Vec<f64>; 2],
+}
+
+/// Many routes come, and go with their session.
+pub fn many(runs: usize) -> Result<Storm> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    bench.wish.all = true;
+    let feed = feed(true)?;
+    let mut storm = Storm::default();
+    storm.arrival = by_turns(runs, |who| {
+        let mut counter = Counter::open(&bench.stage.pod, MANY)?;
+        bench.start(who)?;
+        let mut feeder = session(&bench, 1)?;
+        bench.up()?;
+        std::thread::sleep(CALM);
+        let start = Instant::now();
+        let come = talking(&mut feeder, &feed, || counter.wait(true, LIMIT))?;
+        let index = usize::from(who == Who::Bird);
+        // A tick is 10 ms.
+        storm.processor[index].push(ticks(bench.process()?.pid())? / 100.0);
+        let end = Instant::now();
+        cease(feeder)?;
+        let gone = counter.wait(false, LIMIT)?;
+        bench.end()?;
+        let arrival = (come.last - start).as_secs_f64();
+        println!(
+            "  {who:?}: {MANY} routes in {arrival:.3} s, {:.3} s of them from the first to the last",
+            (come.last - come.first).as_secs_f64()
+        );
+        storm.departure[index].push((gone.last - end).as_secs_f64());
+        Ok(arrival)
+    })?;
+    Ok(storm)
+}
+
+/// While many routes come, are withdrawn, and go with their session, the load balancer changes its mind about one VIP after the
+/// other. For each of the three: its row, and the median change of each run, from the load balancer's word until another gateway
+/// has read the UPDATE, milliseconds.
+pub fn beside(runs: usize) -> Result<[(&'static str, Vec<f64>); 3]> {
+    let vips: Vec<String> = (1..=CHANGING).map(|number| format!("20.0.1.{number}")).collect();
+    let mut bench = Bench::new(2, &vips.iter().map(String::as_str).collect::<Vec<_>>(), false)?;
+    let (announced, withdrawn) = (feed(true)?, feed(false)?);
+    let [mut come, mut go, mut end] = [const { Vec::new() }; 3];
+    for _ in 0..runs {
+        let mut counter = Counter::open(&bench.stage.pod, MANY)?;
+        bench.start(Who::Martlet)?;
+        let (mut feeder, hearer) = (session(&bench, 1)?, session(&bench, 2)?);
+        bench.up()?;
+        std::thread::sleep(CALM);
+        let mut changes = Changes::new(bench.stage.lb.as_ref().context("there is no load balancer")?, &vips, hearer)?;
+        come.push(changes.during(true, || talking(&mut feeder, &announced, || counter.wait(true, LIMIT)))?);
+        changes.all(true)?;
+        go.push(changes.during(false, || talking(&mut feeder, &withdrawn, || counter.wait(false, LIMIT)))?);
+        changes.all(true)?;
+        talking(&mut feeder, &announced, || counter.wait(true, LIMIT))?;
+        end.push(changes.during(false, || cease(feeder).and_then(|()| counter.wait(false, LIMIT)))?);
+        bench.end()?;
+    }
+    Ok([
+        ("lb ready -> UPDATE while 100 000 routes come", come),
+        ("lb unready -> UPDATE while 100 000 routes are withdrawn", go),
+        ("lb unready -> UPDATE while a session of 100 000 routes ends", end),
+    ])
+}
+
+/// VIPs, the load balancer's word on them, and a gateway that hears of them.
+struct Changes<'a> {
+    lb: &'a StandIn,
+    vips: Vec<(&'a str, bool)>,
+    hearer: Player,
+    heard: BTreeSet<Vec<u8>>,
+}
+
+impl<'a> Changes<'a> {
+    /// None of them is ready, and the gateway knows that.
+    fn new(lb: &'a StandIn, vips: &'a [String], hearer: Player) -> Result<Self> {
+        let vips = vips.iter().map(|vip| (vip.as_str(), false)).collect();
+        let mut changes = Self { lb, vips, hearer, heard: BTreeSet::new() };
+        changes.all(true)?;
+        changes.all(false)?;
+        Ok(changes)
+    }
+
+    /// All of them become ready, or none is.
+    fn all(&mut self, ready: bool) -> Result<()> {
+        self.vips.iter_mut().for_each(|(_, is)| *is = ready);
+        self.lb.say(&self.vips);
+        let wanted = if ready { self.vips.len() } else { 0 };
+        self.hear(|heard| heard.len() == wanted)
+    }
+
+    /// One after the other changes while `work` is done: the median, milliseconds.
+    fn during<T>(&mut self, ready: bool, work: impl FnOnce() -> Result<T>) -> Result<f64> {
+        let end = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let changes = scope.spawn(|| self.change(ready, &end));
+            let done = work();
+            end.store(true, Ordering::Relaxed);
+            let times = joined(changes);
+            done.and(times)
+        })
+    }
+
+    fn change(&mut self, ready: bool, end: &AtomicBool) -> Result<f64> {
+        let mut times = Vec::new();
+        let mut count = 0;
+        while !end.load(Ordering::Relaxed) {
+            let (vip, is) = self.vips.get_mut(count).context("there are too few VIPs")?;
+            *is = ready;
+            let octets = [&[32][..], &vip.parse::<Ipv4Addr>()?.octets()].concat();
+            let start = Instant::now();
+            self.lb.say(&self.vips);
+            self.hear(|heard| heard.contains(&octets) == ready)?;
+            times.push(millis(start.elapsed()));
+            count += 1;
+            std::thread::sleep(PACE);
+        }
+        let slowest = times.iter().copied().fold(0.0, f64::max);
+        println!("  {count} VIPs changed meanwhile, the slowest in {slowest:.1} ms");
+        Ok(median(&times))
+    }
+
+    /// Listens until it has heard what is wanted.
+    fn hear(&mut self, wanted: impl Fn(&BTreeSet<Vec<u8>>) -> bool) -> Result<()> {
+        self.hearer.stay(ALIVE)?;
+        while !wanted(&self.heard) {
+            match self.hearer.next(LIMIT)? {
+                Said::Message(UPDATE, body) => {
+                    let Prefixes { announced, withdrawn, .. } = Prefixes::of(&body);
+                    self.heard.retain(|vip| !withdrawn.contains(vip));
+                    self.heard.extend(announced);
+                }
+                Said::Message(KEEPALIVE, _) => {}
+                other => bail!("{other:?}, waiting for a change of VIPs"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// UPDATEs that announce, or withdraw, all routes, and an End-of-RIB.
+fn feed(announced: bool) -> Result<Vec<u8>> {
+    let IpAddr::V4(next_hop) = gateway(1, false) else { bail!("the gateway is not IPv4") };
+    let attributes = path(REMOTE_AS, next_hop);
+    let nlri: Vec<u8> = (0..MANY).flat_map(nlri).collect();
+    let one = |prefixes| if announced { update(&[], &attributes, prefixes) } else { update(prefixes, &[], &[]) };
+    Ok(nlri.chunks(PREFIXES).flat_map(one).chain(update(&[], &[], &[])).collect())
+}
+
+/// A session of gateway 1, 2, .. with who is measured, which connects too and finds nobody: the one connection stays.
+fn session(bench: &Bench, number: u8) -> Result<Player> {
+    let IpAddr::V4(address) = gateway(number, false) else { bail!("the gateway is not IPv4") };
+    let card = Card::modern(REMOTE_AS, address);
+    let namespace = bench.stage.gateways.get(usize::from(number) - 1).context("there is no such gateway")?;
+    until("a session", LIMIT, || {
+        let mut player = Player::connect(namespace, address.into(), (pod(false), PORT).into())?;
+        // It may not be ready, though it listens.
+        let tried = player.establish(&card);
+        Ok(tried.map_or_else(|error| Seen::not_yet(error.to_string()), |()| Seen::Yes(player)))
+    })
+}
+
+/// Does `work` while the feeder says its words, and then keeps its session.
+fn talking<T>(feeder: &mut Player, words: &[u8], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let talk = scope.spawn(|| feeder.say(words).and_then(|()| feeder.keep(ALIVE, &end)));
+        let done = work();
+        end.store(true, Ordering::Relaxed);
+        let talked = joined(talk);
+        done.and_then(|value| talked.map(|()| value))
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Ends a session: Administrative Shutdown.
+fn cease(mut feeder: Player) -> Result<()> {
+    feeder.say(&message(NOTIFICATION, &[6, 2]))
+}
