@@ -3,6 +3,7 @@
 //! Pure and shared by all queue threads. A mark is what the kernel is told: `first mark of the service + identifier`
 //! (see [`crate::targets`] for the blocks and [`crate::rules`] for what the kernel does with it).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -191,12 +192,14 @@ impl Tables {
         self.backends.get(rank)?.as_ref()
     }
 
-    /// The route that leads to a service, if no other does.
-    pub fn only_route(&self, backend: &Backend) -> Option<&Arc<str>> {
-        let leads = |to: &Option<Arc<Backend>>| to.as_ref().is_some_and(|to| to.service == backend.service);
-        let mut leading = self.classifier.names().iter().zip(&self.backends).filter(|(_, to)| leads(to));
-        let (only, _) = leading.next()?;
-        leading.next().is_none().then_some(only)
+    /// The routes that have a service for themselves, by service.
+    pub fn only_routes(&self) -> BTreeMap<&Arc<str>, &Arc<str>> {
+        let mut leading: BTreeMap<_, Option<_>> = BTreeMap::new();
+        for (name, backend) in self.classifier.names().iter().zip(&self.backends) {
+            let Some(backend) = backend else { continue };
+            leading.entry(&backend.service).and_modify(|only| *only = None).or_insert(Some(name));
+        }
+        leading.into_iter().filter_map(|(service, only)| Some((service, only?))).collect()
     }
 
     /// The services that routes lead to, by their marks.

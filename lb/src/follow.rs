@@ -370,12 +370,14 @@ impl Follower {
         let replies = self.state.view.as_ref().map(translate::replies).unwrap_or_default();
         let vips = &self.state.targets.vips;
         let table = nftables(vips, &replies, self.queue, defragment, steer);
-        let plain = nftables(vips, &replies, self.queue, defragment, Steer::Queue);
         let short = self.state.view.as_ref().filter(|_| matches!(steer, Steer::Kernel(_))).and_then(|view| {
             let Targets { tables, hops, .. } = &self.state.targets;
             ingress(NFT_TABLE, view, tables, hops, &self.state.facts.links)
         });
-        let is_there = self.state.table.as_ref() == Some(&table) || self.apply_steps(table, plain).await;
+        let is_there = self.state.table.as_ref() == Some(&table) || {
+            let plain = nftables(vips, &replies, self.queue, defragment, Steer::Queue);
+            self.apply_steps(table, plain).await
+        };
         let engine = why + &self.state.ingress.apply(&mut self.nft, short.filter(|_| is_there));
         if engine != self.state.engine {
             tracing::info!(engine, "packets to VIPs");

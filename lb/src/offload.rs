@@ -100,11 +100,7 @@ impl Offload {
     /// The name of the chains that give a packet the mark of its endpoint, and with it the endpoint's port, if it is another.
     fn end(&mut self, way: &Way, target: Option<u16>) -> String {
         let ends = format!("{}{}", way.map, target.map_or_else(String::new, |port| format!("-to-{port}")));
-        let name = format!("{ends}-chains");
-        let (choice, chains) = way.end(&ends, |rule| marked(rule, target));
-        self.sets.insert(name.clone(), choice);
-        self.chains.extend(chains);
-        name
+        way.end(&ends, &mut self.sets, &mut self.chains, |rule| marked(rule, target))
     }
 
     /// Adds sets and chains to `table`.
@@ -140,10 +136,16 @@ const fn errors_of(family: Family) -> &'static str {
 
 /// What fits through the links to all of `hops`, if longer packets can come by another link.
 pub fn limit(hops: &BTreeSet<Hop>, links: &BTreeMap<u32, Link>) -> Option<u32> {
-    let out: BTreeSet<u32> = hops.iter().map(|hop| hop.interface).collect();
+    let out = hops.iter().map(|hop| hop.interface).collect();
+    let (room, mut others) = beside(&out, links)?;
+    others.any(|link| link.mtu > room).then_some(room)
+}
+
+/// What fits through all links of `out`, and the other links.
+fn beside<'a>(out: &BTreeSet<u32>, links: &'a BTreeMap<u32, Link>) -> Option<(u32, impl Iterator<Item = &'a Link>)> {
     let room = out.iter().filter_map(|index| Some(links.get(index)?.mtu)).min()?;
-    let takes_longer = |link: &Link| !out.contains(&link.index) && link.mtu > room && &*link.name != LOOPBACK;
-    links.values().any(takes_longer).then_some(room)
+    let others = links.values().filter(move |link| !out.contains(&link.index) && &*link.name != LOOPBACK);
+    Some((room, others))
 }
 
 /// It is no way in.
@@ -163,10 +165,11 @@ pub fn offload(view: &View, tables: &Tables, queue: Queue, limit: Option<u32>) -
             // Before the route as a whole, each of its ports that is another at the endpoint.
             let translated = translated(route).filter(|_| way.is_some()).map(|(route, target)| (route, Some(target)));
             for (route, target) in translated.chain([(route.clone(), None)]) {
+                let way = way.as_ref().map(|way| (way, made.end(way, target)));
                 for (layout, rules) in layouts.iter().zip(&mut rules) {
                     for rule in conditions(layout, rank, &route, &view.vips, &mut made.sets).into_iter().flatten() {
                         rules.push(match &way {
-                            Some(way) => way.take(layout, counted(rule, name, &shared), &made.end(way, target)),
+                            Some((way, ends)) => way.take(layout, counted(rule, name, &shared), ends),
                             None => rule.counter().queue(queue),
                         });
                     }

@@ -147,6 +147,18 @@ struct Network<'a> {
     payload_length: Option<u32>,
 }
 
+impl<'a> Network<'a> {
+    /// Goes on behind an extension header.
+    fn skip(&mut self, header: Parsed<'a, (u8, u32)>) -> Result<(), Malformed> {
+        let (rest, (next, octets)) = header.map_err(|_| Malformed::TruncatedNetwork)?;
+        if let Some(length) = &mut self.payload_length {
+            *length = length.checked_sub(octets).ok_or(Malformed::TotalLength)?;
+        }
+        (self.protocol, self.payload) = (next, rest);
+        Ok(())
+    }
+}
+
 /// Reads an IP packet of which `octets` are the first.
 ///
 /// # Errors
@@ -195,18 +207,7 @@ fn ipv4(octets: &[u8]) -> Result<Network<'_>, Malformed> {
     let (payload, _) = parsed.map_err(|_| Malformed::TruncatedNetwork)?;
     let (more, offset) = (flags & 0x2000 != 0, u32::from(flags & 0x1fff) * 8);
     let fragment = (more || offset > 0).then_some(Fragment { id: u32::from(id), offset, more });
-    let (mut protocol, mut payload, mut payload_length) = (protocol, payload, payload_length);
-    // Of what is in fragments only the first would show what is behind it.
-    if protocol == AUTHENTICATION && fragment.is_none() {
-        let header = extension(payload, authentication_octets).map_err(|_| Malformed::TruncatedNetwork)?;
-        let (rest, (next, octets)) = header;
-        payload_length = match payload_length {
-            Some(length) => Some(length.checked_sub(octets).ok_or(Malformed::TotalLength)?),
-            None => None,
-        };
-        (protocol, payload) = (next, rest);
-    }
-    Ok(Network {
+    let mut network = Network {
         source: Ipv4Addr::from_bits(source).into(),
         destination: Ipv4Addr::from_bits(destination).into(),
         protocol,
@@ -215,7 +216,13 @@ fn ipv4(octets: &[u8]) -> Result<Network<'_>, Malformed> {
         fragment,
         payload,
         payload_length,
-    })
+    };
+    // Of what is in fragments only the first would show what is behind it.
+    if protocol == AUTHENTICATION && network.fragment.is_none() {
+        let header = extension(payload, authentication_octets);
+        network.skip(header)?;
+    }
+    Ok(network)
 }
 
 fn ipv6(octets: &[u8]) -> Result<Network<'_>, Malformed> {
@@ -223,7 +230,7 @@ fn ipv6(octets: &[u8]) -> Result<Network<'_>, Malformed> {
         (be_u32, be_u16, be_u8, be_u8, be_u128, be_u128).parse(octets);
     let (rest, (_, payload_length, next, _, source, destination)) = parsed.map_err(|_| Malformed::TruncatedNetwork)?;
     // 0: put together beyond 64 KiB (or a jumbogram, which looks the same from here).
-    let mut payload_length = (payload_length > 0).then_some(u32::from(payload_length));
+    let payload_length = (payload_length > 0).then_some(u32::from(payload_length));
     let mut network = Network {
         source: Ipv6Addr::from_bits(source).into(),
         destination: Ipv6Addr::from_bits(destination).into(),
@@ -232,7 +239,7 @@ fn ipv6(octets: &[u8]) -> Result<Network<'_>, Malformed> {
         dont_fragment: true,
         fragment: None,
         payload: payload_length.map_or(rest, |length| cut(rest, length)),
-        payload_length: None,
+        payload_length,
     };
     for _ in 0..=MAX_EXTENSION_HEADERS {
         let header = match network.protocol {
@@ -248,20 +255,10 @@ fn ipv6(octets: &[u8]) -> Result<Network<'_>, Malformed> {
                 })
             }
             NO_NEXT_HEADER => return Err(Malformed::NoNextHeader),
-            _ => {
-                network.payload_length = payload_length;
-                return Ok(network);
-            }
+            _ => return Ok(network),
         };
-        let (rest, (next, octets)) = header.map_err(|_| Malformed::TruncatedNetwork)?;
-        payload_length = match payload_length {
-            Some(length) => Some(length.checked_sub(octets).ok_or(Malformed::TotalLength)?),
-            None => None,
-        };
-        network.payload = rest;
-        network.protocol = next;
+        network.skip(header)?;
         if network.fragment.is_some_and(|fragment| fragment.offset > 0) {
-            network.payload_length = payload_length;
             return Ok(network);
         }
     }

@@ -101,7 +101,8 @@ pub fn put_into(table: &mut Table, replies: &Replies, vips: &BTreeSet<IpNet>) {
     table.chains.insert("from-here".into(), Chain { hook: at(nft::Place::Output, -1), rules: own });
 }
 
-const fn is_of(address: IpAddr, family: Family) -> bool {
+/// Whether an address is of a family.
+pub const fn is_of(address: IpAddr, family: Family) -> bool {
     matches!((address, family), (IpAddr::V4(_), Family::Ipv4) | (IpAddr::V6(_), Family::Ipv6))
 }
 

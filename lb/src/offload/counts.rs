@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::counters::{Count, Counters};
-use crate::engine::{Backend, FIRST_MARK, Tables};
+use crate::engine::{FIRST_MARK, Tables};
 use crate::hash::jhash;
 
 /// The set of routes that are counted, each by its [`number_of`].
@@ -27,9 +27,8 @@ pub fn number_of(route: &str) -> u32 {
 
 /// The routes that share their service, and so are counted.
 pub fn counted(tables: &Tables) -> BTreeSet<&Arc<str>> {
-    let names = tables.classifier().names().iter().enumerate();
-    let shares = |rank| tables.backend(rank).is_none_or(|backend| tables.only_route(backend).is_none());
-    names.filter(|(rank, _)| shares(*rank)).map(|(_, name)| name).collect()
+    let only: BTreeSet<_> = tables.only_routes().into_values().collect();
+    tables.classifier().names().iter().filter(|name| !only.contains(name)).collect()
 }
 
 /// Sums, and the last readings.
@@ -47,8 +46,7 @@ impl Counts {
             let more = more(&self.routes, &routes, number_of(name));
             self.sums.routes.entry(Arc::clone(name)).or_default().fold(more);
         }
-        let only = |backend: &Arc<Backend>| Some((Arc::clone(&backend.service), tables.only_route(backend)?));
-        let only: BTreeMap<_, _> = tables.services().iter().filter_map(only).collect();
+        let only = tables.only_routes();
         for mark in endpoints.keys() {
             let more = more(&self.endpoints, &endpoints, *mark);
             if more.packets > 0

@@ -11,17 +11,16 @@
 //! be longer than that is left out, and segments that were put together are taken apart again as they were.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use martlet_api::view::View;
 use martlet_netlink::nft::{Base, Chain, Expression, MetaKey, Place, Register, Rule, Set, Table};
 use martlet_netlink::{Family, Link};
 
 use super::way::Way;
-use super::{LOOPBACK, Layout, SCRATCH, chain_of, conditions, counted, counts, routes, translated, way};
+use super::{Layout, SCRATCH, beside, chain_of, conditions, counted, counts, routes, translated, way};
 use crate::engine::Tables;
 use crate::targets::Hop;
-use crate::translate::{load, test};
+use crate::translate::{is_of, load, test};
 
 /// Before other chains on the link.
 const PRIORITY: i32 = -100;
@@ -43,11 +42,12 @@ pub fn ingress(
         let layout = Layout::packet(family);
         let mut rules = Vec::new();
         let mut ways = BTreeMap::new();
+        let hops: BTreeMap<u32, &Hop> =
+            hops.iter().filter(|hop| is_of(hop.address, family)).map(|hop| (hop.mark, hop)).collect();
         for (rank, name) in tables.classifier().names().iter().enumerate() {
             let Some(route) = view.routes.get(name) else { continue };
             let found = way(family, tables, rank, route, &mut table.sets).and_then(|way| {
-                let ours = |hop: &&Hop| way.marks.contains(&hop.mark) && is_of(hop.address, family);
-                let ours: Vec<&Hop> = hops.iter().filter(ours).collect();
+                let ours: Vec<&Hop> = way.marks.iter().filter_map(|mark| hops.get(mark).copied()).collect();
                 let interface = ours.first()?.interface;
                 let is_one = ours.iter().all(|hop| hop.interface == interface);
                 is_one.then_some((way, interface, ours))
@@ -76,9 +76,8 @@ pub fn ingress(
         enter.push(entry(family));
         table.chains.insert(chain_of(family).into(), Chain { hook: None, rules });
     }
-    let room = out.iter().filter_map(|index| Some(links.get(index)?.mtu)).min()?;
-    let takes = |link: &&Link| !out.contains(&link.index) && link.mtu <= room && &*link.name != LOOPBACK;
-    let names: BTreeSet<String> = links.values().filter(takes).map(|link| link.name.to_string()).collect();
+    let (room, others) = beside(&out, links)?;
+    let names: BTreeSet<String> = others.filter(|link| link.mtu <= room).map(|link| link.name.to_string()).collect();
     if names.is_empty() {
         return None;
     }
@@ -102,10 +101,6 @@ const fn vips_of(family: Family) -> &'static str {
         Family::Ipv4 => "vips-4",
         Family::Ipv6 => "vips-6",
     }
-}
-
-const fn is_of(address: IpAddr, family: Family) -> bool {
-    matches!((address, family), (IpAddr::V4(_), Family::Ipv4) | (IpAddr::V6(_), Family::Ipv6))
 }
 
 /// Goes on with plain packets to a VIP for this machine that may go one hop farther.
@@ -141,15 +136,11 @@ fn entry(family: Family) -> Rule {
 /// The chains that forward to the endpoint.
 fn end(table: &mut Table, way: &Way, family: Family, interface: u32) -> String {
     let ends = format!("{}-{interface}-{}", way.map, if family == Family::Ipv4 { 4 } else { 6 });
-    let name = format!("{ends}-chains");
     let address = Register(1);
-    let (choice, chains) = way.end(&ends, |rule| {
+    way.end(&ends, &mut table.sets, &mut table.chains, |rule| {
         rule.then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH })
             .then(Expression::Map { register: SCRATCH, map: ways_of(family).into(), to: address })
             .then(Expression::Immediate { to: SCRATCH, value: interface.to_ne_bytes().to_vec() })
             .then(Expression::Forward { family, address, interface: SCRATCH })
-    });
-    table.sets.insert(name.clone(), choice);
-    table.chains.extend(chains);
-    name
+    })
 }

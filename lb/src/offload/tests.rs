@@ -217,16 +217,20 @@ proptest! {
     }
 }
 
-#[test]
-fn plain_packets_take_the_short_way() {
-    let route = Route {
+/// Two ports of the first VIP of each family.
+fn two_ports() -> Route {
+    Route {
         destinations: nets(&["20.0.0.1/32", "2000::1/128"]),
         protocols: [TransportProtocol::Tcp, TransportProtocol::Udp].into(),
         destination_ports: [(4000, 4001)].into(),
-        port_translations: [((TransportProtocol::Udp, 4001), 9)].into(),
         backend: "a".into(),
         ..Route::default()
-    };
+    }
+}
+
+#[test]
+fn plain_packets_take_the_short_way() {
+    let route = Route { port_translations: [((TransportProtocol::Udp, 4001), 9)].into(), ..two_ports() };
     let view = view(vec![route]);
     let (Targets { tables, hops, .. }, links) = followed(&view);
     let table = ingress("t", &view, &tables, &hops, &links).unwrap();
@@ -270,14 +274,7 @@ proptest! {
 
 #[test]
 fn what_the_kernel_can_decide_does_not_come_to_the_queue() {
-    let route = Route {
-        destinations: nets(&["20.0.0.1/32", "2000::1/128"]),
-        protocols: [TransportProtocol::Tcp, TransportProtocol::Udp].into(),
-        destination_ports: [(4000, 4001)].into(),
-        backend: "a".into(),
-        ..Route::default()
-    };
-    let (_, offload) = made(&view(vec![route]));
+    let (_, offload) = made(&view(vec![two_ports()]));
     for six in [false, true] {
         let family = if six { Family::Ipv6 } else { Family::Ipv4 };
         let end = |protocol, port| {
@@ -303,13 +300,7 @@ fn what_the_kernel_can_decide_does_not_come_to_the_queue() {
 
 #[test]
 fn what_is_too_long_for_an_endpoint_is_answered_by_the_queue() {
-    let route = Route {
-        destinations: nets(&["20.0.0.1/32", "2000::1/128"]),
-        protocols: [TransportProtocol::Tcp].into(),
-        backend: "a".into(),
-        ..Route::default()
-    };
-    let view = view(vec![route]);
+    let view = view(vec![two_ports()]);
     let (Targets { tables, hops, .. }, mut links) = followed(&view);
     for (more, wanted) in [(0, Some(1500)), (7500, None)] {
         links.get_mut(&3).unwrap().mtu += more;

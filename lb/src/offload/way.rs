@@ -72,10 +72,16 @@ impl Way {
             .then(Expression::Choose { register: SCRATCH, map: ends.to_owned() })
     }
 
-    /// The chains `ends`, one for each place in an element, and the map that chooses one of them: with the endpoint's mark each
-    /// goes on as `end` does.
-    pub fn end(&self, ends: &str, end: impl Fn(Rule) -> Rule) -> (Set, Vec<(String, Chain)>) {
-        let chains = (0..).take(SLOTS).map(|place| {
+    /// Adds chains `ends`, one for each place in an element, and the map that chooses one of them, whose name is returned: with
+    /// the endpoint's mark each goes on as `end` does.
+    pub fn end(
+        &self,
+        ends: &str,
+        sets: &mut BTreeMap<String, Set>,
+        chains: &mut BTreeMap<String, Chain>,
+        end: impl Fn(Rule) -> Rule,
+    ) -> String {
+        let made = (0..).take(SLOTS).map(|place| {
             let rule = Rule::new()
                 .then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH })
                 .then(Expression::ShiftRight { from: SCRATCH, to: SCRATCH, bits: SLOTS.ilog2() })
@@ -83,7 +89,10 @@ impl Way {
                 .then(Expression::SetMark { from: Register(place) });
             (format!("{ends}-{place}"), Chain { hook: None, rules: vec![end(rule)] })
         });
-        let chains: Vec<(String, Chain)> = chains.collect();
-        (Set::Chains(chains.iter().map(|(name, _)| name.clone()).collect()), chains)
+        let made: Vec<(String, Chain)> = made.collect();
+        let name = format!("{ends}-chains");
+        sets.insert(name.clone(), Set::Chains(made.iter().map(|(name, _)| name.clone()).collect()));
+        chains.extend(made);
+        name
     }
 }
