@@ -2,7 +2,7 @@
 //!
 //! A prefix, however many paths it has, is one small record found by a hash; its paths are a list of small records in one
 //! long array. A path names its neighbour and its shared attributes (`intern`). Prefixes whose paths changed are kept in the
-//! order of their change until somebody asks. The RIB knows nothing of sessions, of policies or of what was announced.
+//! order of their change, default routes first, until somebody asks. The RIB knows nothing of sessions, of policies or of what was announced.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -213,7 +213,12 @@ impl<P: Prefix> Table<P> {
         let entry = &mut self.entries[at(index)];
         if !std::mem::replace(&mut entry.changed, true) {
             entry.holds += 1;
-            self.changed.push_back(index);
+            // What leads everywhere does not wait behind 100 000 that lead somewhere.
+            if entry.prefix.length() == 0 {
+                self.changed.push_front(index);
+            } else {
+                self.changed.push_back(index);
+            }
         }
     }
 

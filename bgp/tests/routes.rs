@@ -38,6 +38,16 @@ fn a_prefix_is_announced_and_withdrawn() {
 }
 
 #[test]
+fn a_default_route_that_changes_waits_for_no_other() {
+    let mut world = pair(&[Family::Ipv4]);
+    world.announce(0, &["10.1.0.0/16", "10.2.0.0/16"]);
+    world.announce(0, &["0.0.0.0/0", "10.1.0.0/16", "10.2.0.0/16"]);
+    let changed = world.sides[1].speaker.changed(10);
+    assert_eq!(changed.len(), 3);
+    assert_eq!(changed[0], "0.0.0.0/0".parse().unwrap());
+}
+
+#[test]
 fn what_is_announced_before_the_session_is_told_when_it_is_up() {
     let mut world = World::new(config(1, 2, &[Family::Ipv4]), config(2, 1, &[Family::Ipv4]));
     world.announce(0, &["20.0.0.1/32"]);

@@ -100,7 +100,7 @@ impl Offload {
     /// The name of the chains that give a packet the mark of its endpoint, and with it the endpoint's port, if it is another.
     fn end(&mut self, way: &Way, target: Option<u16>) -> String {
         let ends = format!("{}{}", way.map, target.map_or_else(String::new, |port| format!("-to-{port}")));
-        way.end(&ends, &mut self.sets, &mut self.chains, |rule| marked(rule, target))
+        way.end(&ends, &mut self.sets, &mut self.chains, |rule, mark| marked(rule, mark, target))
     }
 
     /// Adds sets and chains to `table`.
@@ -235,26 +235,26 @@ fn routes(shared: &BTreeSet<&Arc<str>>) -> Set {
 /// Counts a packet for a route that shares its service. By way of the mark, which is set for good later: what the `nft`
 /// program can show is a test of a field.
 fn counted(rule: Rule, route: &Arc<str>, shared: &BTreeSet<&Arc<str>>) -> Rule {
-    if shared.contains(route) { count_by_mark(rule.set_mark(counts::number_of(route)), counts::ROUTES) } else { rule }
-}
-
-fn count_by_mark(rule: Rule, set: &str) -> Rule {
-    rule.then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH }).then(Expression::Lookup {
-        register: SCRATCH,
-        set: set.into(),
-        found: true,
-    })
-}
-
-/// Counts a packet with its endpoint's mark, and lets it go on.
-fn marked(rule: Rule, target: Option<u16>) -> Rule {
-    let mut rule = count_by_mark(rule, counts::ENDPOINTS);
-    if let Some(port) = target {
-        let (mask, xor) = (vec![0xff; 4], in_mark(port).to_ne_bytes().to_vec());
-        rule = rule.then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor });
-        rule = rule.then(Expression::SetMark { from: SCRATCH });
+    if !shared.contains(route) {
+        return rule;
     }
-    rule.accept()
+    rule.set_mark(counts::number_of(route))
+        .then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH })
+        .then(count(SCRATCH, counts::ROUTES))
+}
+
+fn count(register: Register, set: &str) -> Expression {
+    Expression::Lookup { register, set: set.into(), found: true }
+}
+
+/// Counts a packet with its endpoint's mark, gives it that, and lets it go on.
+fn marked(rule: Rule, mark: Register, target: Option<u16>) -> Rule {
+    let mut rule = rule.then(count(mark, counts::ENDPOINTS));
+    if let Some(port) = target {
+        let xor = in_mark(port).to_ne_bytes().to_vec();
+        rule = rule.then(Expression::Bitwise { from: mark, to: mark, mask: vec![0xff; 4], xor });
+    }
+    rule.then(Expression::SetMark { from: mark }).accept()
 }
 
 /// Whether nftables can say all of a route.

@@ -143,7 +143,8 @@ const fn write(from: Register, offset: u32, checksum: Checksum) -> Expression {
 /// Goes on when the octets at a place, of which `mask` counts, are (not) `value`.
 pub fn test(rule: Rule, place: Place, mask: &[u8], equal: bool, value: &[u8]) -> Rule {
     let length = u32::try_from(mask.len()).unwrap_or_default();
-    let bits = Expression::Bitwise { from: FIRST, to: FIRST, mask: mask.to_vec(), xor: vec![0; mask.len()] };
+    // Of a whole register the kernel does it without a call.
+    let bits = Expression::Bitwise { from: FIRST, to: FIRST, mask: padded(mask), xor: padded(&vec![0; mask.len()]) };
     let compare = Expression::Compare { register: FIRST, equal, value: value.to_vec() };
     rule.then(load(place, length, FIRST)).then(bits).then(compare)
 }

@@ -15,7 +15,9 @@ use martlet_clock::Instant;
 use martlet_netlink::{Change, Family, Object, Rule};
 
 /// The most changes in a batch.
-pub const BATCH: usize = 1000;
+pub const BATCH: usize = 500;
+/// The most batches under way: while the kernel works on one the next waits beside it, so that it never pauses.
+pub const DEPTH: usize = 2;
 /// More foreign deletions of one object than this in a second are a conflict.
 pub const CONFLICT_DELETIONS: usize = 10;
 /// The first wait of a conflict, or after a refusal by the kernel.
@@ -123,7 +125,7 @@ pub struct Mirror {
     adopted: BTreeSet<Key>,
     /// Whether anything may be removed: what should be is known.
     settled: bool,
-    in_flight: Option<Vec<Key>>,
+    in_flight: VecDeque<Vec<Key>>,
     deletions: BTreeMap<Key, VecDeque<Instant>>,
     waits: BTreeMap<Key, Wait>,
     resync: bool,
@@ -141,7 +143,7 @@ impl Mirror {
             leaving: BTreeSet::new(),
             adopted: BTreeSet::new(),
             settled: false,
-            in_flight: None,
+            in_flight: VecDeque::new(),
             deletions: BTreeMap::new(),
             waits: BTreeMap::new(),
             resync: false,
@@ -152,7 +154,7 @@ impl Mirror {
     /// What the kernel holds of ours, whole. The first time learned routes are adopted: returns how many. A dump that
     /// crossed a batch on its way is not believed: another one is asked for.
     pub fn dumped(&mut self, objects: &BTreeSet<Object>) -> usize {
-        if self.in_flight.is_some() {
+        if !self.in_flight.is_empty() {
             self.resync = true;
             return 0;
         }
@@ -336,7 +338,7 @@ impl Mirror {
     /// The next batch, additions first; the kernel is taken to hold it unless [`Mirror::done`] says otherwise. Removals have
     /// half of a batch for themselves, so that a dead route does not wait behind a full table.
     pub fn batch(&mut self) -> Vec<Change> {
-        if self.in_flight.is_some() || !self.dumped {
+        if self.is_busy() || !self.dumped {
             return Vec::new();
         }
         let free = |key: &&Key| !self.waits.get(*key).is_some_and(|wait| wait.active);
@@ -364,14 +366,14 @@ impl Mirror {
         changes.sort_by_key(rank);
         if !changes.is_empty() {
             coming.extend(leaving);
-            self.in_flight = Some(coming);
+            self.in_flight.push_back(coming);
         }
         changes
     }
 
-    /// The kernel is through with the batch; these changes it refused. True if it should be dumped anew.
+    /// The kernel is through with the oldest batch; these changes it refused. True if it should be dumped anew.
     pub fn done(&mut self, now: Instant, failures: &[Failure]) -> bool {
-        let Some(keys) = self.in_flight.take() else { return false };
+        let Some(keys) = self.in_flight.pop_front() else { return false };
         let errors: BTreeMap<Key, &Arc<str>> =
             failures.iter().map(|failure| (Key::of(object_of(&failure.change)), &failure.error)).collect();
         if errors.is_empty() && self.waits.is_empty() {
@@ -392,9 +394,9 @@ impl Mirror {
         std::mem::take(&mut self.resync)
     }
 
-    /// Whether a batch is under way.
-    pub const fn is_busy(&self) -> bool {
-        self.in_flight.is_some()
+    /// Whether as many batches are under way as may be.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight.len() >= DEPTH
     }
 
     /// Whether a whole batch waits already.
@@ -404,7 +406,7 @@ impl Mirror {
 
     /// Whether the kernel holds what it should, as far as we know.
     pub fn is_clean(&self) -> bool {
-        self.dumped && self.coming.is_empty() && self.leaving.is_empty() && self.in_flight.is_none()
+        self.dumped && self.coming.is_empty() && self.leaving.is_empty() && self.in_flight.is_empty()
     }
 
     /// When a wait ends.
@@ -581,12 +583,32 @@ mod tests {
         assert!(mirror.is_clean());
     }
 
+    #[test]
+    fn a_refusal_that_is_told_after_the_next_batch_left_ends_with_what_the_kernel_holds() {
+        let mut mirror = settled(&BTreeSet::new());
+        mirror.want_learned(prefix(1), Some(route(1, 20, 1)));
+        let first = mirror.batch();
+        mirror.want_learned(prefix(1), Some(route(1, 20, 2)));
+        assert_eq!(mirror.batch(), [Change::Replace { from: route(1, 20, 1), to: route(1, 20, 2) }]);
+        mirror.want_learned(prefix(1), Some(route(1, 20, 3)));
+        assert!(mirror.is_busy() && mirror.batch().is_empty(), "enough is under way");
+        let failure = Failure { change: first[0].clone(), error: "Network is unreachable".into() };
+        assert!(mirror.done(at(0), &[failure]), "the kernel is dumped anew");
+        mirror.done(at(0), &[]);
+        mirror.dumped(&[route(1, 20, 2)].into());
+        mirror.expire(at(200));
+        assert_eq!(mirror.batch(), [Change::Replace { from: route(1, 20, 2), to: route(1, 20, 3) }]);
+        mirror.done(at(200), &[]);
+        assert!(mirror.is_clean());
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Learn(u8, Option<u8>),
         Fix(BTreeSet<u8>),
         Delete(u8),
         Batch,
+        Done,
         Dump,
     }
 
@@ -596,6 +618,7 @@ mod tests {
             prop::collection::btree_set(10u8..14, 0..4).prop_map(Step::Fix),
             (0u8..6).prop_map(Step::Delete),
             Just(Step::Batch),
+            Just(Step::Done),
             Just(Step::Dump),
         ]
     }
@@ -607,7 +630,7 @@ mod tests {
             let mut mirror = settled(&BTreeSet::new());
             let mut kernel = BTreeMap::new();
             let (mut learned, mut fixed) = (BTreeMap::new(), BTreeSet::new());
-            for step in steps.into_iter().chain([Step::Batch, Step::Batch]) {
+            for step in steps.into_iter().chain([Step::Done, Step::Done, Step::Batch, Step::Done]) {
                 match step {
                     Step::Learn(p, hop) => {
                         let object = hop.map(|hop| route(p, 20, hop));
@@ -630,8 +653,8 @@ mod tests {
                     Step::Batch => {
                         let changes = mirror.batch();
                         apply(&mut kernel, &changes);
-                        mirror.done(at(0), &[]);
                     }
+                    Step::Done => { mirror.done(at(0), &[]); }
                 }
             }
             let whole: BTreeSet<Object> = learned.into_values().flatten().chain(fixed).collect();

@@ -3,21 +3,23 @@
 //!
 //! The table is beside the one of [`offload`](super::offload), of the family `netdev`, on every link that no endpoint is
 //! behind. It takes a packet that is for this machine, to a VIP, with hops left, whole and without IPv4 options or IPv6 extension
-//! headers, of a route that nftables can say and a service whose endpoints are all behind one link; it counts it and hands it to
-//! the neighbour with a hop less. All else is let go on, and finds what it would have found without this table: TTLs that
+//! headers, of a route that nftables can say; it counts it and hands it to the neighbour with a hop less. All else is let go on, and finds what it would have found without this table: TTLs that
 //! end, fragments, ICMP, ports that are others at the endpoint.
 //!
 //! What is forwarded here is not asked whether it fits into the endpoints' link. Nor need it be: a link whose packets may
 //! be longer than that is left out, and segments that were put together are taken apart again as they were.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use martlet_api::view::View;
 use martlet_netlink::nft::{Base, Chain, Expression, MetaKey, Place, Register, Rule, Set, Table};
 use martlet_netlink::{Family, Link};
 
 use super::way::Way;
-use super::{Layout, SCRATCH, beside, chain_of, conditions, counted, counts, routes, translated, way};
+use super::{
+    FRAGMENT, Layout, SCRATCH, beside, chain_of, conditions, counted, counts, octets, routes, translated, way,
+};
 use crate::engine::Tables;
 use crate::targets::Hop;
 use crate::translate::{is_of, load, test};
@@ -46,34 +48,32 @@ pub fn ingress(
             hops.iter().filter(|hop| is_of(hop.address, family)).map(|hop| (hop.mark, hop)).collect();
         for (rank, name) in tables.classifier().names().iter().enumerate() {
             let Some(route) = view.routes.get(name) else { continue };
-            let found = way(family, tables, rank, route, &mut table.sets).and_then(|way| {
-                let ours: Vec<&Hop> = way.marks.iter().filter_map(|mark| hops.get(mark).copied()).collect();
-                let interface = ours.first()?.interface;
-                let is_one = ours.iter().all(|hop| hop.interface == interface);
-                is_one.then_some((way, interface, ours))
-            });
             // What this table leaves to others leaves it here, so that no later route takes it.
             for (route, _) in translated(route) {
                 let left = conditions(&layout, rank, &route, &view.vips, &mut table.sets).into_iter().flatten();
                 rules.extend(left.map(Rule::accept));
             }
             let taken = conditions(&layout, rank, route, &view.vips, &mut table.sets).into_iter().flatten();
-            let Some((way, interface, ours)) = found else {
+            let Some(way) = way(family, tables, rank, route, &mut table.sets) else {
                 rules.extend(taken.map(Rule::accept));
                 continue;
             };
-            out.insert(interface);
-            ways.extend(ours.iter().map(|hop| (hop.mark, hop.address)));
-            let ends = end(&mut table, &way, family, interface);
+            let ours = way.marks.iter().filter_map(|mark| hops.get(mark));
+            ways.extend(ours.map(|hop| (hop.mark, (hop.address, hop.interface))));
+            let ends = end(&mut table, &way, family);
             rules.extend(taken.map(|rule| way.take(&layout, counted(rule, name, &shared), &ends)));
         }
         if ways.is_empty() {
             continue;
         }
-        let vips = view.vips.iter().map(ipnet::IpNet::addr).filter(|vip| is_of(*vip, family)).collect();
-        table.sets.insert(vips_of(family).into(), Set::Addresses { family, elements: vips });
+        out.extend(ways.values().map(|(_, interface)| *interface));
+        let vips: BTreeSet<IpAddr> =
+            view.vips.iter().map(ipnet::IpNet::addr).filter(|vip| is_of(*vip, family)).collect();
+        enter.push(entry(family, &vips));
+        if vips.len() > 1 {
+            table.sets.insert(vips_of(family).into(), Set::Addresses { family, elements: vips });
+        }
         table.sets.insert(ways_of(family).into(), Set::Ways { family, elements: ways });
-        enter.push(entry(family));
         table.chains.insert(chain_of(family).into(), Chain { hook: None, rules });
     }
     let (room, others) = beside(&out, links)?;
@@ -88,7 +88,7 @@ pub fn ingress(
 /// Where an Ethernet header says what follows.
 const ETHER_TYPE: u32 = 12;
 
-/// The addresses of endpoints by mark, with what was forwarded to each.
+/// The ways to endpoints by mark, with what was forwarded to each.
 pub const fn ways_of(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "endpoints-4",
@@ -104,7 +104,7 @@ const fn vips_of(family: Family) -> &'static str {
 }
 
 /// Goes on with plain packets to a VIP for this machine that may go one hop farther.
-fn entry(family: Family) -> Rule {
+fn entry(family: Family, vips: &BTreeSet<IpAddr>) -> Rule {
     let layout = Layout::packet(family);
     let is = |value: &[u8]| Expression::Compare { register: SCRATCH, equal: true, value: value.to_vec() };
     let (ether_type, hops): ([u8; 2], u32) = match family {
@@ -116,16 +116,19 @@ fn entry(family: Family) -> Rule {
         .then(load((Base::LinkLayer, ETHER_TYPE), 2, SCRATCH))
         .then(is(&ether_type))
         .then(layout.address(layout.vip, SCRATCH))
-        .then(Expression::Lookup { register: SCRATCH, set: vips_of(family).into(), found: true })
+        .then(match vips.first().filter(|_| vips.len() == 1) {
+            Some(vip) => is(&octets(*vip)),
+            None => Expression::Lookup { register: SCRATCH, set: vips_of(family).into(), found: true },
+        })
         .then(Expression::Meta { key: MetaKey::PacketType, to: SCRATCH })
-        .then(is(&[0]))
-        .then(load((Base::Network, hops), 1, SCRATCH))
-        .then(Expression::AtLeast { register: SCRATCH, value: vec![2] });
+        .then(is(&[0]));
+    // Two or more.
+    let rule = test(rule, (Base::Network, hops), &[0xfe], false, &[0]);
     let rule = match family {
-        // Version, a header without options; neither a fragment nor followed by one.
+        // A header without options; neither a fragment nor followed by one.
         Family::Ipv4 => {
-            let (mask, value) = ([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff], [0x45, 0, 0, 0, 0, 0, 0, 0]);
-            test(rule, (Base::Network, 0), &mask, true, &value)
+            let rule = rule.then(load((Base::Network, 0), 1, SCRATCH)).then(is(&[0x45]));
+            test(rule, (Base::Network, 6), &FRAGMENT, true, &[0; 2])
         }
         // The rules ask for the next header.
         Family::Ipv6 => rule,
@@ -134,13 +137,11 @@ fn entry(family: Family) -> Rule {
 }
 
 /// The chains that forward to the endpoint.
-fn end(table: &mut Table, way: &Way, family: Family, interface: u32) -> String {
-    let ends = format!("{}-{interface}-{}", way.map, if family == Family::Ipv4 { 4 } else { 6 });
-    let address = Register(1);
-    way.end(&ends, &mut table.sets, &mut table.chains, |rule| {
-        rule.then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH })
-            .then(Expression::Map { register: SCRATCH, map: ways_of(family).into(), to: address })
-            .then(Expression::Immediate { to: SCRATCH, value: interface.to_ne_bytes().to_vec() })
-            .then(Expression::Forward { family, address, interface: SCRATCH })
+fn end(table: &mut Table, way: &Way, family: Family) -> String {
+    let ends = format!("{}-{}", way.map, if family == Family::Ipv4 { 4 } else { 6 });
+    let (address, interface) = (SCRATCH, Register(Layout::packet(family).sizes().1));
+    way.end(&ends, &mut table.sets, &mut table.chains, |rule, mark| {
+        rule.then(Expression::Map { register: mark, map: ways_of(family).into(), to: address })
+            .then(Expression::Forward { family, address, interface })
     })
 }

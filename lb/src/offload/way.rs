@@ -6,7 +6,7 @@
 //! ```text
 //!  mark = jhash(words of the flow) * M >> 32         the slot
 //!  goto chain of mark & 15
-//!      chain 5: registers 0 .. 15 = map[mark >> 4]; mark = register 5
+//!      chain 5: registers 0 .. 15 = map[mark & ~15]; register 5 is the endpoint's mark
 //! ```
 //!
 //! (The `nft` program lists such a chain without the last step, and says that it knows no expression for it.)
@@ -22,6 +22,15 @@ use super::{Layout, SCRATCH};
 use crate::engine::Backend;
 use crate::hash::Seed;
 use crate::translate::load;
+
+/// The bits of a slot that are its place in its element.
+const PLACE: u32 = 15;
+const _: () = assert!(SLOTS == 16, "as many as these bits can say");
+
+/// These bits of the register alone.
+fn masked(bits: u32) -> Expression {
+    Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] }
+}
 
 /// The table of a service as a map.
 #[derive(Clone, Debug)]
@@ -64,30 +73,34 @@ impl Way {
             next += 1;
         }
         let length = u32::from(next + 1) * 4;
-        let place = u32::try_from(SLOTS - 1).unwrap_or_default().to_ne_bytes().to_vec();
         rule.then(load(layout.protocol, 1, Register(next)))
             .then(Expression::Hash { from: SCRATCH, length, modulus: self.modulus, seed: self.seed.0, to: SCRATCH })
             .then(Expression::SetMark { from: SCRATCH })
-            .then(Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask: place, xor: vec![0; 4] })
+            .then(masked(PLACE))
             .then(Expression::Choose { register: SCRATCH, map: ends.to_owned() })
     }
 
     /// Adds chains `ends`, one for each place in an element, and the map that chooses one of them, whose name is returned: with
-    /// the endpoint's mark each goes on as `end` does.
+    /// the endpoint's mark in a register each goes on as `end` does.
     pub fn end(
         &self,
         ends: &str,
         sets: &mut BTreeMap<String, Set>,
         chains: &mut BTreeMap<String, Chain>,
-        end: impl Fn(Rule) -> Rule,
+        end: impl Fn(Rule, Register) -> Rule,
     ) -> String {
         let made = (0..).take(SLOTS).map(|place| {
-            let rule = Rule::new()
-                .then(Expression::Meta { key: MetaKey::Mark, to: SCRATCH })
-                .then(Expression::ShiftRight { from: SCRATCH, to: SCRATCH, bits: SLOTS.ilog2() })
-                .then(Expression::Map { register: SCRATCH, map: self.map.clone(), to: SCRATCH })
-                .then(Expression::SetMark { from: Register(place) });
-            (format!("{ends}-{place}"), Chain { hook: None, rules: vec![end(rule)] })
+            let (mark, read_mark) = (Register(place), Expression::Meta { key: MetaKey::Mark, to: SCRATCH });
+            let mut rule = Rule::new().then(read_mark.clone()).then(masked(!PLACE)).then(Expression::Map {
+                register: SCRATCH,
+                map: self.map.clone(),
+                to: SCRATCH,
+            });
+            if mark == SCRATCH {
+                // The `nft` program ends with an assertion when what a lookup gave is looked up; not by way of the mark.
+                rule = rule.then(Expression::SetMark { from: mark }).then(read_mark);
+            }
+            (format!("{ends}-{place}"), Chain { hook: None, rules: vec![end(rule, mark)] })
         });
         let made: Vec<(String, Chain)> = made.collect();
         let name = format!("{ends}-chains");

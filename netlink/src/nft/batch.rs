@@ -25,6 +25,9 @@ const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_INTEGER: u32 = 4;
 const TYPE_MARK: u32 = 19;
+const TYPE_LINK: u32 = 20;
+/// Bits of a type where a value is made of two.
+const TYPE_BITS: u32 = 6;
 /// This one the kernel knows.
 const TYPE_VERDICT: u32 = 0xffff_ff00;
 /// An attribute of the list of links of a chain.
@@ -163,7 +166,8 @@ impl Batch {
                 let (kind, length) = address_type(*family);
                 attributes.push(SetAttribute::Flags(SetFlags::Map));
                 attributes.extend([SetAttribute::KeyType(TYPE_MARK), SetAttribute::KeyLen(4)]);
-                attributes.extend([SetAttribute::DataType(kind), SetAttribute::DataLen(length)]);
+                let kind = kind << TYPE_BITS | TYPE_LINK;
+                attributes.extend([SetAttribute::DataType(kind), SetAttribute::DataLen(length + 4)]);
                 attributes.push(SetAttribute::UserData(host_order()));
                 attributes.push(room(elements.len()));
             }
@@ -187,9 +191,9 @@ impl Batch {
             return;
         }
         let (gone, come) = if let (Set::Marks(old), Set::Marks(new)) = (old, new) {
-            let changed = || old.chunks(SLOTS).zip(new.chunks(SLOTS)).zip(0..).filter(|((old, new), _)| old != new);
-            let gone = changed().map(|((old, _), number)| slots(number, old)).collect();
-            (gone, changed().map(|((_, new), number)| slots(number, new)).collect())
+            let changed = || elements_of(old).zip(elements_of(new)).filter(|(old, new)| old != new);
+            let gone = changed().map(|((first, old), _)| slots(first, old)).collect();
+            (gone, changed().map(|(_, (first, new))| slots(first, new)).collect())
         } else if !matches!(new, Set::Prefixes { .. }) {
             let (old, new) = (all(old), all(new));
             let surplus = |these: &[Element], those: &[Element]| -> Vec<Element> {
@@ -337,9 +341,9 @@ struct Interval {
 fn all(set: &Set) -> Vec<Element> {
     match set {
         Set::Prefixes { .. } => intervals(set).iter().flat_map(Interval::elements).collect(),
-        Set::Marks(marks) => (0..).zip(marks.chunks(SLOTS)).map(|(number, marks)| slots(number, marks)).collect(),
+        Set::Marks(marks) => elements_of(marks).map(|(first, marks)| slots(first, marks)).collect(),
         Set::Chains(chains) => (0..).zip(chains).map(|(number, chain)| goto(number, chain)).collect(),
-        Set::Ways { elements, .. } => elements.iter().map(|(mark, address)| way(*mark, *address)).collect(),
+        Set::Ways { elements, .. } => elements.iter().map(|(mark, to)| way(*mark, *to)).collect(),
         Set::Map { elements, .. } => elements.iter().map(|(key, value)| pair(key, value)).collect(),
         Set::Counted(marks) => marks.iter().copied().map(counted).collect(),
         Set::Addresses { family, elements } => {
@@ -383,11 +387,16 @@ fn counted(mark: u32) -> Element {
     vec![SetElementAttribute::Key(DataAttribute::Value(mark.to_ne_bytes().to_vec())), expression::counter()]
 }
 
+/// The slots of each element of a [`Set::Marks`], and the first of them.
+fn elements_of(marks: &[u32]) -> impl Iterator<Item = (u32, &[u32])> {
+    (0..).step_by(SLOTS).zip(marks.chunks(SLOTS))
+}
+
 /// The result of a hash is a number in the machine's order, and so is a mark. The last element is filled up.
-fn slots(number: u32, marks: &[u32]) -> Element {
+fn slots(first: u32, marks: &[u32]) -> Element {
     let mut octets: Vec<u8> = marks.iter().flat_map(|mark| mark.to_ne_bytes()).collect();
     octets.resize(SLOTS * 4, 0);
-    pair(&number.to_ne_bytes(), &octets)
+    pair(&first.to_ne_bytes(), &octets)
 }
 
 fn goto(number: u32, chain: &str) -> Element {
@@ -398,8 +407,8 @@ fn goto(number: u32, chain: &str) -> Element {
     ]
 }
 
-fn way(mark: u32, address: IpAddr) -> Element {
-    let mut element = pair(&mark.to_ne_bytes(), &octets(address));
+fn way(mark: u32, (address, link): (IpAddr, u32)) -> Element {
+    let mut element = pair(&mark.to_ne_bytes(), &[octets(address), link.to_ne_bytes().to_vec()].concat());
     element.push(expression::counter());
     element
 }

@@ -127,17 +127,18 @@ pub enum Set {
         elements: BTreeSet<IpAddr>,
     },
     /// Slot -> mark, for `jhash .. mod M`: the slots are the indexes. [`SLOTS`] of them are one element, so that a big table
-    /// takes a tenth of the memory, and mostly lies in the caches: the key is `slot / SLOTS`, and the value fills all
+    /// takes a tenth of the memory, and mostly lies in the caches: the key is the first of its slots, and the value fills all
     /// registers, one with each mark.
     Marks(Arc<[u32]>),
     /// Number -> "go to this chain": the numbers are the indexes.
     Chains(Vec<String>),
-    /// Mark -> address, each with a counter of the packets that were looked up: see [`Connection::counts`].
+    /// Mark -> address of a neighbour and index of its link, which fill registers in this order; each with a counter of the
+    /// packets that were looked up: see [`Connection::counts`].
     Ways {
         /// Of all addresses.
         family: Family,
         /// What is in it.
-        elements: BTreeMap<u32, IpAddr>,
+        elements: BTreeMap<u32, (IpAddr, u32)>,
     },
     /// Octets -> octets: what registers hold, so that fields of a key are filled up to 4 octets each.
     Map {

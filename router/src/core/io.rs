@@ -116,7 +116,8 @@ pub enum Output {
     Listen(Listeners),
     /// These BFD sessions, and no others.
     SetBfd(BTreeMap<SessionId, SessionConfig>),
-    /// Change the kernel; the answer is [`Input::Applied`]. At most one batch is under way.
+    /// Change the kernel; the answer is [`Input::Applied`]. The kernel makes batches in their order; at most
+    /// [`crate::mirror::DEPTH`] are under way.
     Apply(Vec<Change>),
     /// Dump the kernel; the answer is [`Input::Kernel`].
     Dump,

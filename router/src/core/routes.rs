@@ -1,7 +1,7 @@
 //! Learned routes on their way to the kernel: pulled from the speaker in batches, planned, applied one batch at a time.
 //!
-//! Nothing here grows with what a peer sends but the table itself: changed prefixes wait in the speaker, a batch under way
-//! holds back the next. It also ends the adoption of a former router's routes.
+//! Nothing here grows with what a peer sends but the table itself: changed prefixes wait in the speaker, batches under way
+//! hold back the next. It also ends the adoption of a former router's routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,7 +48,7 @@ impl Router {
         self.routes.prefixes.extend([Family::Ipv4, Family::Ipv6].map(default_prefix));
     }
 
-    /// Plans what changed and gives the kernel its next batch. While that is busy with one, the next is planned, no more.
+    /// Plans what changed and gives the kernel its next batch. While that has enough to do, the next is planned, no more.
     pub(super) fn plan_routes(&mut self, now: Instant) {
         if !self.configured {
             return;
@@ -90,10 +90,11 @@ impl Router {
         true
     }
 
-    /// The step after this one plans more, if more waits and there is room for it.
+    /// The step after this one hands out the batch that is full, or plans more, if more waits and there is room for it.
     fn plan_ahead(&mut self, now: Instant) {
         let waits = self.routes.changed || !self.routes.prefixes.is_empty();
-        self.routes.deadline = (waits && !self.mirror.is_full()).then_some(now);
+        let due = if self.mirror.is_full() { !self.mirror.is_busy() } else { waits };
+        self.routes.deadline = due.then_some(now);
     }
 
     fn plan_all(&mut self, now: Instant, prefixes: &[IpNet]) {

@@ -1,5 +1,7 @@
 //! Plays in time: a router between a set that stands for the kernel and neighbours that are spoken to by hand.
 
+use std::ops::Range;
+
 use martlet_api::readiness::{Readiness, VERSION, VipReadiness};
 use martlet_api::view::{self, Bgp, GatewayRouter, ObjectName, Protocol, View};
 use martlet_bfd::Diagnostic;
@@ -8,7 +10,7 @@ use martlet_netlink::{Change, Link, NextHop, Route, RouteKind};
 use super::*;
 use crate::gate::Reason;
 use crate::intent::Settings;
-use crate::mirror::Failure;
+use crate::mirror::{BATCH, Failure};
 
 fn at(millis: u64) -> Instant {
     Instant::from_millis(millis)
@@ -523,19 +525,56 @@ fn a_session_that_was_down_between_two_looks_ends_the_bgp_session_all_the_same()
     assert_eq!(seen, [(State::Down, State::Up), (State::Up, State::Down), (State::Down, State::Up)]);
 }
 
-#[test]
-fn what_is_planned_goes_to_the_kernel_before_more_is_planned() {
-    let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
-    let router = &mut stage.router;
-    for number in 0..crate::mirror::BATCH {
+/// The router wants so many more routes, and the speaker may have more.
+fn learn(router: &mut Router, numbers: Range<usize>) {
+    for number in numbers {
         let prefix = net(&format!("100.{}.{}.0/24", number / 256, number % 256));
         let route = Route { table: 4096, prefix, metric: 20, kind: RouteKind::Blackhole };
         router.mirror.want_learned(prefix, Some(route.into()));
     }
     router.routes.changed = true;
+}
+
+fn next_batch(router: &mut Router) -> Option<usize> {
+    match router.poll() {
+        Some(Output::Apply(changes)) => Some(changes.len()),
+        None => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_planned_goes_to_the_kernel_before_more_is_planned() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    let router = &mut stage.router;
+    learn(router, 0..BATCH);
     router.handle(at(1), Input::Timeout);
-    assert!(matches!(router.poll(), Some(Output::Apply(changes)) if changes.len() == crate::mirror::BATCH));
+    assert_eq!(next_batch(router), Some(BATCH));
     assert!(router.routes.changed, "the speaker was not asked yet");
     assert_eq!(router.deadline(), Some(at(1)), "but is next");
+}
+
+#[test]
+fn the_kernel_has_a_batch_to_go_on_with_and_no_more() {
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", bgp())], &[])));
+    let router = &mut stage.router;
+    learn(router, 0..4 * BATCH);
+    router.handle(at(1), Input::Timeout);
+    assert_eq!((next_batch(router), next_batch(router)), (Some(BATCH), None));
+    assert_eq!(router.deadline(), Some(at(1)), "the next is due");
+    router.handle(at(1), Input::Timeout);
+    assert_eq!((next_batch(router), next_batch(router)), (Some(BATCH), None));
+    assert!(router.deadline() > Some(at(1)), "the kernel has enough to do");
+    router.handle(at(2), Input::Timeout);
+    assert_eq!(next_batch(router), None);
+    router.handle(at(3), Input::Applied(&[]));
+    assert_eq!((next_batch(router), next_batch(router)), (Some(BATCH), None));
+    assert!(!router.mirror.is_clean());
+    for (millis, left) in [(4, Some(BATCH)), (5, None), (6, None)] {
+        router.handle(at(millis), Input::Applied(&[]));
+        assert_eq!(next_batch(router), left);
+    }
+    assert!(router.mirror.is_clean());
 }

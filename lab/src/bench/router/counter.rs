@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ipnet::{IpNet, Ipv4Net};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -15,7 +16,7 @@ use crate::namespace::Namespace;
 use crate::sys;
 
 /// The table.
-const TABLE: u32 = 4096;
+pub const TABLE: u32 = 4096;
 /// The length of the prefixes.
 const BITS: u8 = 24;
 /// The first prefix; the others follow without a gap.
@@ -31,6 +32,12 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub fn nlri(number: u32) -> [u8; 4] {
     let [one, two, three, _] = (FIRST + (number << 8)).to_be_bytes();
     [BITS, one, two, three]
+}
+
+/// Prefix 0, 1, ..
+pub fn prefix(number: u32) -> IpNet {
+    let [_, one, two, three] = nlri(number);
+    Ipv4Net::new_assert([one, two, three, 0].into(), BITS).into()
 }
 
 /// When the kernel told of the first and of the last of them, to the millisecond.

@@ -7,17 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use ipnet::Ipv4Net;
+use martlet_netlink::{Change, Kernel, NextHop, Object, Owner, Route, RouteKind};
 
 use super::super::report::median;
-use super::counter::{Counter, nlri};
+use super::counter::{Counter, TABLE, nlri, prefix};
 use super::speed::{Bench, Who, by_turns, millis, ticks};
 use crate::player::{KEEPALIVE, NOTIFICATION, Player, Prefixes, Said, UPDATE, Who as Card, message, path, update};
-use crate::stage::{PORT, REMOTE_AS, StandIn, VIPS, gateway, pod};
+use crate::stage::{EXTERNAL, PORT, REMOTE_AS, StandIn, VIPS, gateway, pod};
 use crate::wait::{LIMIT, Seen, until};
 
 /// How many routes.
 const MANY: u32 = 100_000;
+/// The kernel's number for who made a route, of nobody else here.
+const PROTOCOL: u8 = 201;
 /// Octets of the prefixes of one UPDATE: with attributes and header they stay below 4096.
 const PREFIXES: usize = 4000;
 /// A session whose hold time is 9 s is kept alive so often.
@@ -38,6 +42,8 @@ pub struct Storm {
     pub processor: [Vec<f64>; 2],
     /// Seconds from the NOTIFICATION that ends their session until the kernel has told that none is left.
     pub departure: [Vec<f64>; 2],
+    /// Seconds of the kernel alone, which is handed the same routes by somebody who has nothing else to do: in, and out again.
+    pub kernel: [Vec<f64>; 2],
 }
 
 /// Many routes come, and go with their session.
@@ -69,7 +75,46 @@ pub fn many(runs: usize) -> Result<Storm> {
         storm.departure[index].push((gone.last - end).as_secs_f64());
         Ok(arrival)
     })?;
+    for _ in 0..runs {
+        let times = bench.stage.pod.inside(kernel_alone)??;
+        for (into, time) in storm.kernel.iter_mut().zip(times) {
+            into.push(time.as_secs_f64());
+        }
+    }
     Ok(storm)
+}
+
+/// Puts the routes into the kernel of this thread's namespace, and takes them out again; how long each took. They are ready
+/// before the clock runs.
+fn kernel_alone() -> Result<[Duration; 2]> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let owner = Owner { protocol: PROTOCOL, tables: vec![TABLE..=TABLE], priorities: Vec::new() };
+        let (mut kernel, _events) = Kernel::open(owner)?;
+        let links = kernel.links().await?;
+        let link =
+            links.iter().find(|(_, link)| *link.name == *EXTERNAL).context("the pod has no external interface")?;
+        let hop = NextHop { gateway: Some(gateway(1, false)), interface: Some(*link.0), weight: 1, onlink: false };
+        let route = |prefix, kind| Object::Route(Route { table: TABLE, prefix, metric: 20, kind });
+        let routes: Vec<Object> =
+            (0..MANY).map(|number| route(prefix(number), RouteKind::Unicast(vec![hop.clone()]))).collect();
+        // It is there in all of them, and without it the kernel takes three times as long to take routes out.
+        let blackhole = route(Ipv4Net::default().into(), RouteKind::Blackhole);
+        ensure!(kernel.apply(&[Change::Add(blackhole)]).await.is_empty(), "the kernel refused a blackhole");
+        let mut times = [Duration::ZERO; 2];
+        for (change, time) in [Change::Add, Change::Remove].into_iter().zip(&mut times) {
+            let changes: Vec<Change> = routes.iter().cloned().map(change).collect();
+            let start = Instant::now();
+            let failed = kernel.apply(&changes).await;
+            *time = start.elapsed();
+            ensure!(
+                failed.is_empty(),
+                "the kernel refused {} of the routes, the first: {:?}",
+                failed.len(),
+                failed.first()
+            );
+        }
+        Ok(times)
+    })
 }
 
 /// While many routes come, are withdrawn, and go with their session, the load balancer changes its mind about one VIP after the

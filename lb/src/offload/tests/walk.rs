@@ -176,10 +176,14 @@ impl Walk<'_> {
                 elements.get(&registers.at(register)[..usize::try_from(*key).unwrap()]).cloned()
             }
             Set::Marks(marks) => {
-                let slots = marks.chunks(SLOTS).nth(usize::try_from(registers.number(register)).unwrap()).unwrap();
+                let first = usize::try_from(registers.number(register)).unwrap();
+                assert!(first.is_multiple_of(SLOTS), "{first} is not the first of an element");
+                let slots = marks.chunks(SLOTS).nth(first / SLOTS).unwrap();
                 Some(slots.iter().flat_map(|mark| mark.to_ne_bytes()).collect())
             }
-            Set::Ways { elements, .. } => elements.get(&registers.number(register)).map(|address| octets(*address)),
+            Set::Ways { elements, .. } => elements
+                .get(&registers.number(register))
+                .map(|(address, link)| [octets(*address), link.to_ne_bytes().to_vec()].concat()),
             _ => panic!("{map}"),
         }
     }
