@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use martlet_lab::bench::router::beside;
 use martlet_lab::capture::{Capture, concerns};
 use martlet_lab::namespace::Namespace;
 use martlet_lab::pair::Pair;
@@ -485,4 +486,13 @@ fn a_pod_of_two_ends_its_load_balancer_dies_or_hangs() {
     // What is killed is missed within milliseconds; the gateway has no other pod now.
     two.lb.signal(Signal::Kill).unwrap();
     pair.announced(&[]).unwrap();
+}
+
+#[test]
+fn vips_change_while_a_hundred_thousand_routes_come_and_go() {
+    preflight::check().unwrap();
+    for storm in beside(1).unwrap() {
+        // Some 50, on a calm machine. Whoever first takes all routes and then looks around has none.
+        assert!(storm.least >= 5, "only {} of: {}", storm.least, storm.what);
+    }
 }

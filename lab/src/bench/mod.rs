@@ -9,7 +9,7 @@ pub mod lb;
 mod page;
 mod plot;
 mod report;
-mod router;
+pub mod router;
 mod sim;
 
 use std::fs;

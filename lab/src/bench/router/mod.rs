@@ -10,6 +10,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
+pub use storm::{Beside, beside};
+
 use super::{Options, Row};
 use crate::demo::announce::{announced, sessions_up, vips_at_gateway, withdrawn};
 use crate::demo::folder::Endpoint;
@@ -19,7 +21,10 @@ use crate::lab::End;
 /// Milliseconds below which both should be.
 const GOAL_MS: f64 = 100.0;
 
-/// Measures both.
+/// Measures all of it.
+///
+/// # Errors
+/// Something cannot be measured.
 pub fn measure(options: &Options) -> Result<Vec<Row>> {
     let runs = if options.quick { 3 } else { 15 };
     let mut world = World::build(&workspace().join("deploy/demo"), &find_martlet()?, End::Remove)?;

@@ -146,8 +146,8 @@ pub fn rows(quick: bool) -> Result<Vec<Row>> {
     // All of it since the process started; it does not depend on what else the machine does.
     add("router: CPU of 100 000 routes", "s", 0.8, Ok(processor))?;
     add(DEPARTURE, "s", 0.6, Ok(departure))?;
-    for (name, times) in storm::beside(runs.min(3))? {
-        add(&format!("router: {name}"), "ms", 20.0, Ok([times, Vec::new()]))?;
+    for storm::Beside { what, millis, .. } in storm::beside(runs.min(3))? {
+        add(&format!("router: {what}"), "ms", 20.0, Ok([millis, Vec::new()]))?;
     }
     let [memory, processor] = idle()?;
     add("router: memory, 4 peers, 100 VIPs", "MB", 50.0, Ok(memory))?;
