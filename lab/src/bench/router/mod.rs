@@ -1,4 +1,4 @@
-//! What the router's users wait for ([`speed`]), and how soon the gateway hears that an endpoint becomes ready or that the load
+//! What the router's users wait for (`speed`), and how soon the gateway hears that an endpoint becomes ready or that the load
 //! balancer dies: the demo's steps 3 and 10, again and again.
 
 mod bird;
