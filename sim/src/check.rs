@@ -11,6 +11,7 @@ use martlet_bfd::{Change, Diagnostic, State};
 use martlet_bgp::{Event as BgpEvent, NeighborState};
 use martlet_clock::Instant;
 use martlet_router::core::Event;
+use martlet_router::mirror::{BATCH, DEPTH};
 
 use crate::decode::{Message, Tap};
 use crate::objects::Api;
@@ -147,11 +148,12 @@ impl Check {
         }
     }
 
-    /// The size of a batch.
-    pub fn batch(&mut self, count: usize) {
-        if count > martlet_router::mirror::BATCH {
+    /// The size of a batch, and how many are under way.
+    pub fn batch(&mut self, count: usize, batches: usize) {
+        if count > BATCH || batches > DEPTH {
             let time = self.now;
-            self.fail(time, "bounded", format!("a batch of {count} changes for the kernel"));
+            let message = format!("a batch of {count} changes for the kernel, and {batches} batches under way");
+            self.fail(time, "bounded", message);
         }
     }
 

@@ -207,8 +207,8 @@ pub struct Pod {
     pub sessions: BTreeMap<(usize, bool), NeighborState>,
     /// ..and since when they are Established.
     pub established_at: BTreeMap<(usize, bool), u64>,
-    /// A batch is under way.
-    pub applying: bool,
+    /// Batches that are under way.
+    pub applying: usize,
     /// Since when the router ends.
     pub stopping: Option<u64>,
     /// It says that it has withdrawn its VIPs.
@@ -307,7 +307,7 @@ impl Pod {
             told_bfd: BTreeMap::new(),
             sessions: BTreeMap::new(),
             established_at: BTreeMap::new(),
-            applying: false,
+            applying: 0,
             stopping: None,
             draining: false,
             started: 0,
@@ -340,7 +340,7 @@ impl Pod {
         self.told_bfd.clear();
         self.sessions.clear();
         self.kernel.work.clear();
-        (self.applying, self.draining) = (false, false);
+        (self.applying, self.draining) = (0, false);
         (self.stopping, self.wake) = (None, None);
     }
 

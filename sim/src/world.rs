@@ -352,7 +352,7 @@ impl World {
         match work {
             Work::Apply(changes) => {
                 let failures = self.pods[pod].kernel.apply(&changes);
-                self.pods[pod].applying = false;
+                self.pods[pod].applying -= 1;
                 if !failures.is_empty() {
                     self.pods[pod].kernel.hurt = Some(self.now);
                 }
@@ -508,8 +508,8 @@ impl World {
                 self.soon(10, 50, Event::BfdTell(pod, epoch));
             }
             Output::Apply(changes) => {
-                self.check.batch(changes.len());
-                self.pods[pod].applying = true;
+                self.pods[pod].applying += 1;
+                self.check.batch(changes.len(), self.pods[pod].applying);
                 self.kernel_push(pod, Work::Apply(changes));
             }
             Output::Dump => self.kernel_push(pod, Work::Dump),
