@@ -27,6 +27,9 @@ const QUEUE: &[&str] = &["--engine", "queue"];
 const KERNEL: &[&str] = &["--engine", "kernel"];
 const NFQ: &[&str] = &["--engine", "queue", "--queue-loop", "nfq"];
 
+/// Turns that a run is made of.
+const TURNS: usize = 3;
+
 /// All values of one figure by the name of the stage.
 type Values = BTreeMap<&'static str, Vec<f64>>;
 
@@ -105,6 +108,13 @@ fn in_turns(stages: &[Stage], runs: usize, mut measure: impl FnMut(&Stage) -> Re
     Ok(values)
 }
 
+/// What passes at most: each run is the median of short turns, so that all stages have their part of whatever weather there is.
+fn saturated(stages: &[Stage], effort: Effort) -> Result<Values> {
+    let time = effort.time / u32::try_from(TURNS)?;
+    let turns = in_turns(stages, effort.runs * TURNS, |stage| traffic::saturated(stage, time))?;
+    Ok(turns.into_iter().map(|(name, rates)| (name, rates.chunks(TURNS).map(median).collect())).collect())
+}
+
 /// Of each run, this one in units of that one.
 fn ratios(values: &Values, of: &str, to: &str) -> Vec<f64> {
     let (of, to) = (values.get(of), values.get(to));
@@ -129,7 +139,7 @@ fn beside(row: Row, values: &Values, others: &[&str], scale: f64) -> Row {
 /// What routing by mark costs before anything of ours is done: a single policy rule makes the kernel ask rules and tables for
 /// each packet and for its source. The queue engine has to pay that; the kernel engine's short way has not.
 fn policy(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
-    let full = in_turns(stages, effort.runs, |stage| traffic::saturated(stage, effort.time))?;
+    let full = saturated(stages, effort)?;
     Ok(vec![
         told("saturated, plain with one policy rule", "x plain", ratios(&full, "rule", "plain")),
         told(
@@ -141,7 +151,7 @@ fn policy(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
 }
 
 fn throughput(stages: &[Stage], effort: Effort) -> Result<Vec<Row>> {
-    let full = in_turns(stages, effort.runs, |stage| traffic::saturated(stage, effort.time))?;
+    let full = saturated(stages, effort)?;
     let kpps = |name: &str| full.get(name).into_iter().flatten().map(|rate| rate / 1e3).collect::<Vec<_>>();
     let plain = full.get("plain").map_or(f64::NAN, |values| median(values));
     let calm = in_turns(stages, effort.runs, |stage| {
@@ -236,7 +246,7 @@ fn scale(lab: &Lab, effort: Effort) -> Result<Vec<Row>> {
         setup("kernel-10000", KERNEL, 1, 10_000),
     ];
     let stages: Vec<Stage> = setups.into_iter().map(|setup| Stage::new(lab, setup)).collect::<Result<_>>()?;
-    let values = in_turns(&stages, effort.runs, |stage| traffic::saturated(stage, effort.time))?;
+    let values = saturated(&stages, effort)?;
     for stage in stages {
         stage.end();
     }
