@@ -2,7 +2,8 @@
 //!
 //! A prefix, however many paths it has, is one small record found by a hash; its paths are a list of small records in one
 //! long array. A path names its neighbour and its shared attributes (`intern`). Prefixes whose paths changed are kept in the
-//! order of their change, default routes first, until somebody asks. The RIB knows nothing of sessions, of policies or of what was announced.
+//! order of their change, default routes first, until somebody asks. The RIB knows nothing of sessions, of policies or of what
+//! was announced.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;

@@ -289,17 +289,13 @@ fn conditions(
             continue;
         }
         addresses.push(layout.address(place, SCRATCH));
-        if let ("vips", 1, Some(vip)) = (what, elements.len(), elements.first()) {
-            addresses.push(Expression::Compare { register: SCRATCH, equal: true, value: octets(vip.addr()) });
-            continue;
-        }
         let set = format!("{what}-{rank}-{number}");
-        addresses.push(Expression::Lookup { register: SCRATCH, set: set.clone(), found: true });
-        let elements = match what {
-            "sources" => Set::Prefixes { family, elements },
-            _ => Set::Addresses { family, elements: elements.iter().map(IpNet::addr).collect() },
-        };
-        sets.insert(set, elements);
+        addresses.push(if what == "vips" {
+            one_of(family, elements.iter().map(IpNet::addr).collect(), &set, sets)
+        } else {
+            sets.insert(set.clone(), Set::Prefixes { family, elements });
+            Expression::Lookup { register: SCRATCH, set, found: true }
+        });
     }
     let whole = |rule: Rule| Rule(rule.0.into_iter().chain(addresses.iter().cloned()).collect());
     let mut rules = Vec::new();
@@ -317,6 +313,15 @@ fn conditions(
         rules.push(whole(port(udp, layout.vip_port, (port_of_udp, u16::MAX))));
     }
     Some(rules)
+}
+
+/// Goes on when the register is one of these addresses; they become a set, unless there is only one.
+fn one_of(family: Family, elements: BTreeSet<IpAddr>, set: &str, sets: &mut BTreeMap<String, Set>) -> Expression {
+    if let (1, Some(only)) = (elements.len(), elements.first()) {
+        return Expression::Compare { register: SCRATCH, equal: true, value: octets(*only) };
+    }
+    sets.insert(set.to_owned(), Set::Addresses { family, elements });
+    Expression::Lookup { register: SCRATCH, set: set.to_owned(), found: true }
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -149,12 +149,16 @@ pub fn test(rule: Rule, place: Place, mask: &[u8], equal: bool, value: &[u8]) ->
     rule.then(load(place, length, FIRST)).then(bits).then(compare)
 }
 
+/// Leaves these bits of a number in the first register.
+pub fn masked(bits: u32) -> Expression {
+    Expression::Bitwise { from: FIRST, to: FIRST, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] }
+}
+
 /// Goes on with marks that hold a port.
 fn any_port_in_mark() -> Rule {
-    let mask = (!ENDPOINT).to_ne_bytes().to_vec();
     Rule::new()
         .then(Expression::Meta { key: MetaKey::Mark, to: FIRST })
-        .then(Expression::Bitwise { from: FIRST, to: FIRST, mask, xor: vec![0; 4] })
+        .then(masked(!ENDPOINT))
         .then(Expression::Compare { register: FIRST, equal: false, value: vec![0; 4] })
 }
 
@@ -180,9 +184,8 @@ fn transports() -> [(u8, Rule, Checksum); 4] {
 /// With the port of its mark each packet leaves the chain, and without it in the mark.
 fn to_endpoint() -> Vec<Rule> {
     let done = |rule: Rule| {
-        let mask = ENDPOINT.to_ne_bytes().to_vec();
         rule.then(Expression::Meta { key: MetaKey::Mark, to: FIRST })
-            .then(Expression::Bitwise { from: FIRST, to: FIRST, mask, xor: vec![0; 4] })
+            .then(masked(ENDPOINT))
             .then(Expression::SetMark { from: FIRST })
             .accept()
     };

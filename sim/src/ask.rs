@@ -179,7 +179,10 @@ impl World {
 
     fn unbacked(&self, pod: usize, version: usize) -> Option<(&'static str, String)> {
         let one = &self.pods[pod];
-        if one.applying > 0 || one.kernel.hurt.is_some_and(|hurt| self.now < hurt + 40_000 * MS) || one.kernel.refuses {
+        if one.kernel.batches() > 0
+            || one.kernel.hurt.is_some_and(|hurt| self.now < hurt + 40_000 * MS)
+            || one.kernel.refuses
+        {
             return None;
         }
         // Without objects nobody knows what to take away: the time of adopted routes begins with the first.

@@ -56,6 +56,11 @@ impl Kernel {
         Self { links, ..Self::default() }
     }
 
+    /// Batches that are under way.
+    pub fn batches(&self) -> usize {
+        self.work.iter().filter(|work| matches!(work, Work::Apply(_))).count()
+    }
+
     /// The router's objects.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
         self.objects.values()

@@ -207,8 +207,6 @@ pub struct Pod {
     pub sessions: BTreeMap<(usize, bool), NeighborState>,
     /// ..and since when they are Established.
     pub established_at: BTreeMap<(usize, bool), u64>,
-    /// Batches that are under way.
-    pub applying: usize,
     /// Since when the router ends.
     pub stopping: Option<u64>,
     /// It says that it has withdrawn its VIPs.
@@ -307,7 +305,6 @@ impl Pod {
             told_bfd: BTreeMap::new(),
             sessions: BTreeMap::new(),
             established_at: BTreeMap::new(),
-            applying: 0,
             stopping: None,
             draining: false,
             started: 0,
@@ -340,7 +337,7 @@ impl Pod {
         self.told_bfd.clear();
         self.sessions.clear();
         self.kernel.work.clear();
-        (self.applying, self.draining) = (0, false);
+        self.draining = false;
         (self.stopping, self.wake) = (None, None);
     }
 

@@ -352,7 +352,6 @@ impl World {
         match work {
             Work::Apply(changes) => {
                 let failures = self.pods[pod].kernel.apply(&changes);
-                self.pods[pod].applying -= 1;
                 if !failures.is_empty() {
                     self.pods[pod].kernel.hurt = Some(self.now);
                 }
@@ -508,9 +507,9 @@ impl World {
                 self.soon(10, 50, Event::BfdTell(pod, epoch));
             }
             Output::Apply(changes) => {
-                self.pods[pod].applying += 1;
-                self.check.batch(changes.len(), self.pods[pod].applying);
+                let count = changes.len();
                 self.kernel_push(pod, Work::Apply(changes));
+                self.check.batch(count, self.pods[pod].kernel.batches());
             }
             Output::Dump => self.kernel_push(pod, Work::Dump),
             Output::Event(event) => {

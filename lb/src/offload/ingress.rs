@@ -10,7 +10,6 @@
 //! be longer than that is left out, and segments that were put together are taken apart again as they were.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use martlet_api::view::View;
 use martlet_netlink::nft::{Base, Chain, Expression, MetaKey, Place, Register, Rule, Set, Table};
@@ -18,7 +17,7 @@ use martlet_netlink::{Family, Link};
 
 use super::way::Way;
 use super::{
-    FRAGMENT, Layout, SCRATCH, beside, chain_of, conditions, counted, counts, octets, routes, translated, way,
+    FRAGMENT, Layout, SCRATCH, beside, chain_of, conditions, counted, counts, one_of, routes, translated, way,
 };
 use crate::engine::Tables;
 use crate::targets::Hop;
@@ -67,12 +66,8 @@ pub fn ingress(
             continue;
         }
         out.extend(ways.values().map(|(_, interface)| *interface));
-        let vips: BTreeSet<IpAddr> =
-            view.vips.iter().map(ipnet::IpNet::addr).filter(|vip| is_of(*vip, family)).collect();
-        enter.push(entry(family, &vips));
-        if vips.len() > 1 {
-            table.sets.insert(vips_of(family).into(), Set::Addresses { family, elements: vips });
-        }
+        let vips = view.vips.iter().map(ipnet::IpNet::addr).filter(|vip| is_of(*vip, family)).collect();
+        enter.push(entry(family, one_of(family, vips, vips_of(family), &mut table.sets)));
         table.sets.insert(ways_of(family).into(), Set::Ways { family, elements: ways });
         table.chains.insert(chain_of(family).into(), Chain { hook: None, rules });
     }
@@ -104,7 +99,7 @@ const fn vips_of(family: Family) -> &'static str {
 }
 
 /// Goes on with plain packets to a VIP for this machine that may go one hop farther.
-fn entry(family: Family, vips: &BTreeSet<IpAddr>) -> Rule {
+fn entry(family: Family, is_vip: Expression) -> Rule {
     let layout = Layout::packet(family);
     let is = |value: &[u8]| Expression::Compare { register: SCRATCH, equal: true, value: value.to_vec() };
     let (ether_type, hops): ([u8; 2], u32) = match family {
@@ -116,10 +111,7 @@ fn entry(family: Family, vips: &BTreeSet<IpAddr>) -> Rule {
         .then(load((Base::LinkLayer, ETHER_TYPE), 2, SCRATCH))
         .then(is(&ether_type))
         .then(layout.address(layout.vip, SCRATCH))
-        .then(match vips.first().filter(|_| vips.len() == 1) {
-            Some(vip) => is(&octets(*vip)),
-            None => Expression::Lookup { register: SCRATCH, set: vips_of(family).into(), found: true },
-        })
+        .then(is_vip)
         .then(Expression::Meta { key: MetaKey::PacketType, to: SCRATCH })
         .then(is(&[0]));
     // Two or more.

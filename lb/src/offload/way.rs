@@ -21,16 +21,11 @@ use martlet_netlink::nft::{Chain, Expression, MetaKey, Register, Rule, SLOTS, Se
 use super::{Layout, SCRATCH};
 use crate::engine::Backend;
 use crate::hash::Seed;
-use crate::translate::load;
+use crate::translate::{load, masked};
 
 /// The bits of a slot that are its place in its element.
 const PLACE: u32 = 15;
 const _: () = assert!(SLOTS == 16, "as many as these bits can say");
-
-/// These bits of the register alone.
-fn masked(bits: u32) -> Expression {
-    Expression::Bitwise { from: SCRATCH, to: SCRATCH, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] }
-}
 
 /// The table of a service as a map.
 #[derive(Clone, Debug)]

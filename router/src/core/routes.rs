@@ -1,4 +1,4 @@
-//! Learned routes on their way to the kernel: pulled from the speaker in batches, planned, applied one batch at a time.
+//! Learned routes on their way to the kernel: pulled from the speaker in batches, planned, applied batch by batch.
 //!
 //! Nothing here grows with what a peer sends but the table itself: changed prefixes wait in the speaker, batches under way
 //! hold back the next. It also ends the adoption of a former router's routes.
