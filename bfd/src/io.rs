@@ -130,6 +130,9 @@ pub struct SessionConfig {
     pub echo_rx: Option<Duration>,
     /// Least TTL or hop limit that is accepted: 255 on a single hop (RFC 5881 section 5).
     pub min_ttl: u8,
+    /// How often something other than BFD has shown that the other end is there (an OPEN came from it). A session that is
+    /// Down when this changes does not wait for its slow packet: it asks at once, as a new one, and wants an answer at once.
+    pub sightings: u32,
 }
 
 impl Default for SessionConfig {
@@ -146,6 +149,7 @@ impl Default for SessionConfig {
             unaffiliated: false,
             echo_rx: None,
             min_ttl: 255,
+            sightings: 0,
         }
     }
 }

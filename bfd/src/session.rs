@@ -195,6 +195,23 @@ impl Session {
         self.apply_timing(now);
     }
 
+    /// Whether a sighting of the other end is news: nothing that it said keeps the session Down.
+    pub fn awaits(&self) -> bool {
+        self.state == State::Down && self.remote.state != State::AdminDown
+    }
+
+    /// The other end was sighted: a session that waits for it is made anew, under another discriminator. What a packet says
+    /// is new then, so that it need not wait (section 6.8.7); and it polls, because the other end may be as slow as we were
+    /// and answers a poll at once, in whatever state (section 6.5).
+    pub fn renew(&mut self, now: Instant, discriminator: NonZeroU32) {
+        self.discriminator = discriminator;
+        self.echo = Echo::new(discriminator, self.dice.roll());
+        if !self.config.unaffiliated {
+            self.timing.start_poll();
+        }
+        self.schedule.tell(now, self.state);
+    }
+
     /// The session is no more wanted: it says AdminDown for a Detection Time (section 6.8.16), so that the other end does
     /// not take our leaving for a failure of the path.
     pub fn leave(&mut self, now: Instant, out: &mut VecDeque<Output>) {

@@ -117,7 +117,10 @@ impl Sessions {
             self.with(now, discriminator, |session, out| session.leave(now, out));
         }
         for (id, config) in wanted {
-            let discriminator = self.names.get(id).copied().unwrap_or_else(|| self.make(now, id, config));
+            let discriminator = match self.names.get(id) {
+                Some(&discriminator) => self.renewed(now, discriminator, config),
+                None => self.make(now, id, config),
+            };
             self.with(now, discriminator, |session, out| {
                 if session.is_leaving() || session.config() != config {
                     session.configure(now, config.clone(), out);
@@ -131,6 +134,22 @@ impl Sessions {
         let session = Session::new(now, id.clone(), config.clone(), discriminator, dice);
         self.by_discriminator.insert(discriminator.get(), session);
         self.names.insert(id.clone(), discriminator.get());
+        discriminator.get()
+    }
+
+    /// A session whose other end was sighted while it waited for it goes by another discriminator from now on.
+    fn renewed(&mut self, now: Instant, before: u32, config: &SessionConfig) -> u32 {
+        let sighted = |session: &Session| session.awaits() && session.config().sightings != config.sightings;
+        if !self.by_discriminator.get(&before).is_some_and(sighted) {
+            return before;
+        }
+        let (discriminator, _) = self.chance();
+        if let Some(mut session) = self.by_discriminator.remove(&before) {
+            session.renew(now, discriminator);
+            self.timers.stop(before);
+            self.names.insert(session.id().clone(), discriminator.get());
+            self.by_discriminator.insert(discriminator.get(), session);
+        }
         discriminator.get()
     }
 

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::alone::Alone;
-use crate::packet::{ADMIN_DOWN, DOWN, INIT, POLL, UP, packet};
+use crate::packet::{ADMIN_DOWN, DOWN, FINAL, INIT, POLL, UP, packet};
 use crate::world::{Network, World, at, config, meta, ms};
 use martlet_bfd::{
-    Auth, AuthKey, AuthKind, Change, Diagnostic, Discard, Input, Meta, Output, SessionConfig, SessionId, Sessions,
-    State,
+    Auth, AuthKey, AuthKind, Change, Diagnostic, Discard, Input, Meta, Output, SessionConfig, SessionId, SessionStatus,
+    Sessions, State,
 };
 
 #[test]
@@ -103,6 +103,67 @@ fn repeating_the_wish_does_nothing() {
     let deadline = end.sessions.deadline();
     end.configure(at(1001), &config(100, 3));
     assert_eq!((end.sent.len(), end.changes.len(), end.sessions.deadline()), (0, 0, deadline));
+}
+
+fn sighted(times: u32) -> SessionConfig {
+    SessionConfig { sightings: times, ..config(100, 3) }
+}
+
+#[test]
+fn a_sighting_makes_a_session_that_is_down_ask_at_once_and_the_answer_need_not_wait_either() {
+    let mut end = Alone::up(&config(100, 3));
+    end.run(at(1500));
+    assert_eq!(end.status().diagnostic, Diagnostic::DetectionTimeExpired);
+    let before = end.status();
+    end.sent.clear();
+    end.configure(at(1510), &sighted(1));
+    let after = end.status();
+    assert_ne!(after.local_discriminator, before.local_discriminator);
+    assert_eq!(SessionStatus { local_discriminator: before.local_discriminator, ..after }, before, "nothing else");
+    let [(sent_at, sent)] = &end.sent[..] else { panic!("{:?}", end.sent) };
+    assert_eq!((*sent_at, sent.state, sent.yours, sent.mine), (at(1510), DOWN, 0, end.ours()));
+    assert!(sent.has(POLL), "who is slow too answers a poll at once");
+    let mut answer = packet(INIT, end.ours());
+    answer.flags = FINAL;
+    end.hears(at(1511), &answer);
+    assert_eq!(end.state(), State::Up);
+    end.run(at(1700));
+    assert!(end.sent.iter().any(|(_, sent)| sent.state == UP));
+}
+
+#[test]
+fn a_session_that_was_sighted_is_slow_again_and_forgets_its_old_name() {
+    let mut end = Alone::new(&config(100, 3));
+    let before = end.ours();
+    end.configure(at(100), &sighted(1));
+    end.configure(at(200), &sighted(1));
+    end.run(at(5000));
+    let sent: Vec<_> = end.sent.iter().skip(1).map(|(at, _)| *at).collect();
+    assert_eq!(sent[0], at(100));
+    for pair in sent.windows(2) {
+        assert!((ms(750)..=ms(1000)).contains(&pair[1].since(pair[0])), "{sent:?}");
+    }
+    end.hears(at(5000), &packet(INIT, before));
+    assert_eq!((end.state(), end.discarded(Discard::UnknownDiscriminator)), (State::Down, 1));
+}
+
+#[test]
+fn a_sighting_is_no_news_to_a_session_that_is_not_waiting() {
+    let mut up = Alone::up(&config(100, 3));
+    let mut told_down = Alone::up(&config(100, 3));
+    told_down.hears(at(1000), &packet(ADMIN_DOWN, told_down.ours()));
+    for (end, state) in [(&mut up, State::Up), (&mut told_down, State::Down)] {
+        end.run(at(1010));
+        end.sent.clear();
+        let before = end.ours();
+        end.configure(at(1010), &sighted(1));
+        assert_eq!((end.state(), end.sent.len(), end.ours()), (state, 0, before));
+    }
+    let passive = SessionConfig { passive: true, ..config(100, 3) };
+    let mut end = Alone::new(&passive);
+    end.configure(at(10), &SessionConfig { sightings: 1, ..passive });
+    end.run(at(5000));
+    assert_eq!(end.sent, [], "it says nothing before it hears something");
 }
 
 #[test]

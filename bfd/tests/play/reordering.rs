@@ -24,6 +24,23 @@ proptest! {
     }
 
     #[test]
+    fn sightings_while_it_comes_up_make_no_flap_either(
+        seed: u64,
+        sightings in prop::collection::vec((0usize..2, 0u64..700), 1..6),
+    ) {
+        let mut configs = [config(300, 5), config(300, 5)];
+        let mut world = World::of(seed, shuffling(), [&configs[0], &configs[1]]);
+        for (end, pause) in sightings {
+            world.run(world.now + crate::world::ms(pause));
+            configs[end].sightings += 1;
+            world.configure(end, &configs[end]);
+        }
+        world.run(world.now + crate::world::ms(10_000));
+        prop_assert_eq!(world.states(), [State::Up; 2]);
+        prop_assert_eq!(world.flaps(), 0, "{:?}", world.story);
+    }
+
+    #[test]
     fn one_passive_end_changes_nothing_about_that(seed: u64) {
         let mut passive = config(300, 5);
         passive.passive = true;

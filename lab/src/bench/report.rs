@@ -61,6 +61,15 @@ impl Row {
             machine: Machine::this(),
         }
     }
+
+    /// A row whose goal is a part of what `peer` took in the same run; without that figure it does not hold.
+    #[must_use]
+    pub fn at_most(mut self, factor: f64, peer: &str) -> Self {
+        let whole = (factor - 1.0).abs() < f64::EPSILON;
+        self.goal = if whole { format!("<= {peer}") } else { format!("<= {factor} x {peer}") };
+        self.holds = self.peers.get(peer).is_some_and(|theirs| self.martlet <= factor * theirs);
+        self
+    }
 }
 
 impl Machine {

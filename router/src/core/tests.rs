@@ -445,6 +445,38 @@ fn a_bfd_session_that_went_down_and_up_unseen_ends_the_bgp_session_all_the_same(
     assert_eq!(told, [(State::Down, State::Up), (State::Up, State::Down), (State::Down, State::Up)]);
 }
 
+/// The OPEN of the seed's gateway.
+fn open_of_the_gateway() -> Vec<u8> {
+    let asn = 4_248_829_953_u32.to_be_bytes();
+    let capability = [&[2, 6, 65, 4][..], &asn].concat();
+    [&[0xff; 16][..], &[0, 37, 1, 4, 0x5b, 0xa0, 0, 3, 10, 0, 0, 2, 8], &capability].concat()
+}
+
+#[test]
+fn an_open_tells_a_bfd_session_that_is_down_that_its_other_end_is_there() {
+    let sightings = |states: [State; 2]| {
+        let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
+        let mut stage = Stage::new(BTreeSet::new());
+        stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+        stage.bfd(1, &[("10.0.0.2", states[0], states[1])]);
+        let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
+        stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+        let asked = |stage: &Stage| {
+            let last = stage.outputs.iter().rev().find_map(|output| match output {
+                Output::SetBfd(sessions) => Some(sessions.values().map(|config| config.sightings).collect::<Vec<_>>()),
+                _ => None,
+            });
+            last.unwrap_or_default()
+        };
+        assert_eq!(asked(&stage), [0], "a connection alone says little: any host may answer");
+        stage.handle(3, &Input::Received(id, &open_of_the_gateway()));
+        asked(&stage)
+    };
+    assert_eq!(sightings([State::Down, State::Down]), [1]);
+    assert_eq!(sightings([State::Up, State::Up]), [0]);
+    assert_eq!(sightings([State::Down, State::AdminDown]), [0], "held down on purpose");
+}
+
 #[test]
 fn a_neighbor_that_does_not_answer_is_named_with_the_remedies() {
     let mut stage = Stage::new(BTreeSet::new());
@@ -499,30 +531,6 @@ fn adoption_ends_in_time_although_the_kernel_is_busy() {
     router.handle(at(0), Input::Intent(&intent(&[("gw", "10.0.0.2", supervised())], &["20.0.0.1/32"])));
     router.handle(at(10_000), Input::Timeout);
     assert!(router.deadline().is_none_or(|deadline| deadline > at(10_000)), "no deadline in the past remains");
-}
-
-#[test]
-fn a_session_that_was_down_between_two_looks_ends_the_bgp_session_all_the_same() {
-    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
-    let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
-    stage.bfd(1, &[("10.0.0.2", State::Up, State::Up)]);
-    let id = *connects(&stage).last().expect("an attempt");
-    stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
-    stage.bfd(3, &[("10.0.0.2", State::Up, State::Up)]);
-    assert!(!stage.outputs.contains(&Output::Close(id)), "nothing has happened");
-    let anew = SessionStatus { since: at(4), ..status(State::Up, State::Up) };
-    stage.handle(5, &Input::Bfd(&[(session("10.0.0.2"), anew)].into()));
-    assert!(stage.outputs.contains(&Output::Close(id)));
-    let seen: Vec<_> = stage
-        .events
-        .iter()
-        .filter_map(|event| match event {
-            Event::Bfd { from, to, .. } => Some((*from, *to)),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(seen, [(State::Down, State::Up), (State::Up, State::Down), (State::Down, State::Up)]);
 }
 
 /// The router wants so many more routes, and the speaker may have more.

@@ -121,9 +121,7 @@ fn rows_of(sessions: u32, runs: &[(Who, Run)]) -> Vec<Row> {
     downs.peers = others(|run| run.their_downs);
     let mut cpu = Row::below(&format!("{title}: CPU"), "% core", 100.0, all(|run| run.our_cpu));
     cpu.peers = others(|run| run.their_cpu);
-    let frr = cpu.peers.get(Who::Frr.name()).copied().unwrap_or(f64::NAN);
-    cpu.goal = String::from("<= frr");
-    cpu.holds = cpu.martlet <= frr;
+    let cpu = cpu.at_most(1.0, Who::Frr.name());
     let lateness = Row::below(&format!("{title}: worst lateness"), "ms", LATENESS_MS, all(|run| run.worst_lateness_ms));
     vec![downs, cpu, lateness]
 }

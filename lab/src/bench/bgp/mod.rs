@@ -83,13 +83,10 @@ fn rows(runs: &BTreeMap<Who, Vec<Run>>) -> Vec<Row> {
             .filter(|(_, values)| !values.is_empty())
             .map(|(name, values)| (name, median(&values)))
             .collect();
-        if let Some(factor) = factor {
-            let bird = row.peers.get("bird").copied().unwrap_or(f64::NAN);
-            row.goal =
-                if (factor - 1.0).abs() < f64::EPSILON { "<= bird".into() } else { format!("<= {factor} x bird") };
-            row.holds = row.martlet <= factor * bird;
+        match factor {
+            Some(factor) => row.at_most(factor, "bird"),
+            None => row,
         }
-        row
     };
     vec![
         row("full table received, CPU", "receive_cpu_s", "s", Some(0.8), None),

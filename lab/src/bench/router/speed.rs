@@ -18,14 +18,16 @@ use crate::probe::after;
 use crate::process::Process;
 use crate::stage::{EXTERNAL, PORT, Stage, VIPS, default_route, gateway, pod, setup, told};
 use crate::sys::Signal;
-use crate::wait::LIMIT;
+use crate::wait::{LIMIT, Seen, until};
 use crate::wire::{Event, What};
 
 /// For how long the idle router is watched.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// The row of many routes that come.
+/// The rows of many routes that come.
 const ARRIVAL: &str = "router: 100 000 routes into the kernel";
+const BESIDE_BIRD: &str = "router: 100 000 routes into the kernel, beside BIRD";
+const PROCESSOR: &str = "router: CPU of 100 000 routes";
 /// The row of many routes that go with their session.
 const DEPARTURE: &str = "router: session of 100 000 routes ends -> all gone";
 
@@ -142,16 +144,24 @@ pub fn rows(quick: bool) -> Result<Vec<Row>> {
     add("router: peer killed -> route gone", "ms", 2.0, killed(runs))?;
     add("router: path back after 3 s of silence -> route back", "ms", 300.0, recovery(2 * runs + 1, quick))?;
     let Storm { arrival, processor, departure, kernel: [into, out] } = storm::many(runs.min(3))?;
-    add(ARRIVAL, "s", 0.45, Ok(arrival))?;
+    // The goal is of a machine on which BIRD takes 0.40 s: the next row says what it is worth beside the BIRD of this one.
+    add(ARRIVAL, "s", 0.45, Ok(arrival.clone()))?;
+    add(BESIDE_BIRD, "s", f64::INFINITY, Ok(arrival))?;
     // All of it since the process started; it does not depend on what else the machine does.
-    add("router: CPU of 100 000 routes", "s", 0.8, Ok(processor))?;
-    add(DEPARTURE, "s", 0.6, Ok(departure))?;
+    add(PROCESSOR, "s", f64::INFINITY, Ok(processor))?;
+    add(DEPARTURE, "s", f64::INFINITY, Ok(departure))?;
     for storm::Beside { what, millis, .. } in storm::beside(runs.min(3))? {
         add(&format!("router: {what}"), "ms", 20.0, Ok([millis, Vec::new()]))?;
     }
     let [memory, processor] = idle()?;
     add("router: memory, 4 peers, 100 VIPs", "MB", 50.0, Ok(memory))?;
     add("router: CPU a second when idle, 4 peers, 100 VIPs", "ms", 10.0, Ok(processor))?;
+    let with_goal = |row: Row| match &*row.name {
+        BESIDE_BIRD => row.at_most(1.125, "bird"),
+        PROCESSOR | DEPARTURE => row.at_most(1.0, "bird"),
+        _ => row,
+    };
+    let mut rows: Vec<Row> = rows.into_iter().map(with_goal).collect();
     for (name, times) in [(ARRIVAL, into), (DEPARTURE, out)] {
         let row = rows.iter_mut().find(|row| row.name == name).context("a row of many routes is missing")?;
         row.peers.insert("kernel alone".into(), median(&times));
@@ -344,6 +354,11 @@ fn recovery(runs: usize, quick: bool) -> Result<[Vec<f64>; 2]> {
             bench.start(who)?;
             bench.up()?;
             bench.stage.until_hops(false, &[gateway(1, false)])?;
+            // BFD at the other end too, at its interval: without it the gateway would not notice the silence in time.
+            until("the gateway's BFD", LIMIT, || {
+                Ok(if own.bfd_up()? { Seen::Yes(()) } else { Seen::not_yet("not Up") })
+            })?;
+            std::thread::sleep(Duration::from_secs(1));
             let start = SystemTime::now();
             bench.stage.fabric.cut("gateway-1", Cut::Silent)?;
             routes.wait("the end of the route", start, LIMIT, |event| event.deleted && is_default(event))?;
