@@ -1,5 +1,7 @@
 //! The wiring of the load balancer: source, kernel, queues, router; and its end.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use martlet_api::readiness::{DEFAULT_SOCKET, HEARTBEAT};
 use martlet_api::source;
 use martlet_api::view::ObjectName;
 use martlet_netlink::nft::{self, Queue};
-use martlet_netlink::{Event, Kernel, capabilities};
+use martlet_netlink::{Event, Kernel, Object, capabilities};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -27,8 +29,9 @@ use crate::status::Status;
 use crate::targets::Settings;
 use crate::{control, health, metrics};
 
-/// More deletions of our objects by others than this within a second: we wait a second before we answer.
+/// More deletions of one of our objects by others than this within the window: we wait for its end before we answer.
 const CONFLICT: usize = 10;
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// What is read of a cluster.
 const KINDS: [Kind; 5] = [Kind::Gateway, Kind::GatewayClass, Kind::L34Route, Kind::Service, Kind::EndpointSlice];
@@ -173,7 +176,7 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
             }
             event = events.next() => dirty |= on_event(&mut follower, event, &mut conflict).await?,
             () = watch.changed() => {
-                conflict.count(1);
+                conflict.count([Ours::Tables]);
                 follower.table_changed();
                 dirty = true;
             }
@@ -237,35 +240,58 @@ async fn on_event(follower: &mut Follower, event: Event, conflict: &mut Conflict
     match event {
         Event::LinksChanged | Event::Overrun => follower.look().await?,
         Event::ObjectsChanged(changed) => {
-            conflict.count(changed.removed.len());
+            conflict.count(changed.removed.iter().cloned().map(Ours::Object));
             follower.objects_changed(changed);
         }
     }
     Ok(true)
 }
 
-/// Somebody who deletes what we add, again and again.
+/// What another may have a hand in.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ours {
+    /// A route or a rule.
+    Object(Object),
+    /// What nftables holds.
+    Tables,
+}
+
+impl fmt::Display for Ours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Object(object) => object.fmt(f),
+            Self::Tables => f.write_str("our nftables tables"),
+        }
+    }
+}
+
+/// Somebody who deletes what we add, again and again. Who flushes everything once is none: all of it is back at once.
 #[derive(Debug, Default)]
 struct Conflict {
     since: Option<Instant>,
-    deletions: usize,
+    deletions: BTreeMap<Ours, usize>,
 }
 
 impl Conflict {
-    fn count(&mut self, deletions: usize) {
+    fn count(&mut self, deleted: impl IntoIterator<Item = Ours>) {
         let since = *self.since.get_or_insert_with(Instant::now);
-        if since.elapsed() > Duration::from_secs(1) {
-            *self = Self { since: Some(Instant::now()), deletions: 0 };
+        if since.elapsed() > WINDOW {
+            *self = Self { since: Some(Instant::now()), ..Self::default() };
         }
-        self.deletions += deletions;
-        if self.deletions > CONFLICT && self.deletions - deletions <= CONFLICT {
-            tracing::warn!(self.deletions, "KernelConflict: somebody keeps deleting our routes and rules");
+        for ours in deleted {
+            let what = ours.to_string();
+            let count = self.deletions.entry(ours).or_default();
+            *count += 1;
+            if *count == CONFLICT + 1 {
+                tracing::warn!(what, "KernelConflict: somebody keeps deleting what is ours in the kernel");
+            }
         }
     }
 
     /// Looked at with every beat at the latest.
     fn may_act(&self) -> bool {
-        self.deletions <= CONFLICT || self.since.is_none_or(|since| since.elapsed() > Duration::from_secs(1))
+        let often = self.deletions.values().any(|count| *count > CONFLICT);
+        !often || self.since.is_none_or(|since| since.elapsed() > WINDOW)
     }
 }
 
@@ -278,4 +304,32 @@ pub async fn clean() -> anyhow::Result<()> {
     let (mut kernel, _events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
     remove(&mut kernel, &mut nft).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use martlet_netlink::{Route, RouteKind};
+
+    fn route(table: u32) -> Ours {
+        let prefix = ipnet::IpNet::V4(ipnet::Ipv4Net::default());
+        Ours::Object(Object::Route(Route { table, prefix, metric: 20, kind: RouteKind::Blackhole }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_deletes_everything_once_is_answered_at_once_and_who_deletes_one_thing_again_and_again_is_not() {
+        let mut conflict = Conflict::default();
+        conflict.count((5000..5100).map(route));
+        conflict.count([Ours::Tables]);
+        assert!(conflict.may_act());
+        for _ in 0..10 {
+            assert!(conflict.may_act());
+            conflict.count([route(5000)]);
+        }
+        assert!(!conflict.may_act());
+        tokio::time::advance(WINDOW + Duration::from_millis(1)).await;
+        assert!(conflict.may_act(), "after a second it is tried again");
+        conflict.count([route(5000)]);
+        assert!(conflict.may_act(), "and counted anew");
+    }
 }

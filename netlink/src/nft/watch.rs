@@ -22,6 +22,8 @@ const RECEIVE_OCTETS: i32 = 1 << 20;
 const HEADERS: usize = 16 + 4;
 /// The type "new generation", which ends a batch and names no table; as octets, subsystem last.
 const NEW_GENERATION: [u8; 2] = 0x0a0f_u16.to_ne_bytes();
+/// One hint stands for so many more that wait behind it: of a flushed table the kernel tells each rule and element.
+const AT_ONCE: usize = 1024;
 /// In all other messages the first attribute is the name of the table.
 const ATTRIBUTE_TABLE: u16 = 1;
 
@@ -59,7 +61,11 @@ impl Watch {
                 Err(error) => Err(error),
             };
             match read {
-                Ok(Some(true)) => return,
+                Ok(Some(true)) => {
+                    // What waits is of the past as well.
+                    let _ = (0..AT_ONCE).find(|_| matches!(self.read(), Ok(None) | Err(_)));
+                    return;
+                }
                 Ok(Some(false)) => tokio::task::yield_now().await,
                 Ok(None) => {}
                 Err(error) => {

@@ -392,6 +392,26 @@ fn a_full_map_of_65537_slots_is_loaded_and_changed() {
 }
 
 #[test]
+fn a_flushed_table_of_many_chains_is_one_hint_or_two() {
+    in_namespace(async || {
+        let mut nft = Connection::open().unwrap();
+        let mut watch = nft.watch("test").unwrap();
+        let many = |table: Table, number| {
+            table.chain(&format!("c-{number}"), Chain { hook: None, rules: vec![Rule::new().counter(); 20] })
+        };
+        nft.apply(&(0..200).fold(Table::new("test"), many), None).unwrap();
+        run("nft", "flush ruleset");
+        let mut hints = 0;
+        while timeout(Duration::from_millis(500), watch.changed()).await.is_ok() {
+            hints += 1;
+            // Whoever hears of it is busy for a while.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!((1..=2).contains(&hints), "{hints} hints");
+    });
+}
+
+#[test]
 fn another_who_touches_our_table_is_seen_and_our_own_hand_is_not() {
     in_namespace(async || {
         let mut nft = Connection::open().unwrap();
