@@ -16,8 +16,13 @@ pub struct Size(u32);
 
 /// The largest table that is chosen by default; the paper's large one.
 const LARGEST_BY_DEFAULT: u32 = 655_373;
-/// Slots for each endpoint that may come, times 100: 65537 slots at 100 endpoints.
-const SLOTS_PER_100: u32 = 65_536;
+/// Slots of the table of [`USUAL`] endpoints; fewer have fewer in proportion.
+const SLOTS_OF_USUAL: u64 = 65_536;
+/// So many endpoints may a Service have that does not say.
+const USUAL: u64 = 100;
+/// Slots for each endpoint that the paper wants at least: the parts of two endpoints differ by a hundredth then. More of them
+/// only take memory and caches.
+const SLOTS_EACH: u64 = 100;
 /// The most slots that can be asked for.
 const LARGEST: u32 = 1 << 24;
 
@@ -45,16 +50,20 @@ impl Size {
         }
     }
 
-    /// The default for a service of at most `endpoints`: 65537 at 100, in proportion otherwise, at most 655373.
+    /// The default for a service of at most `endpoints`: 65537 from 100 on, less in proportion below, a hundred for each
+    /// where that is more, at most 655373.
     pub fn for_endpoints(endpoints: u32) -> Self {
         Self::part_for_endpoints(endpoints, 1)
     }
 
-    /// The same divided by `part`, which is at least 1.
+    /// The same divided by `part`, which is at least 1; but a hundred for each endpoint remain.
     pub fn part_for_endpoints(endpoints: u32, part: u32) -> Self {
-        let wanted = u64::from(endpoints.max(1)) * u64::from(SLOTS_PER_100) / 100;
-        let whole = next_prime(u32::try_from(wanted).unwrap_or(LARGEST_BY_DEFAULT)).min(LARGEST_BY_DEFAULT);
-        if part > 1 { Self(next_prime(whole / part).max(3)) } else { Self(whole) }
+        let endpoints = u64::from(endpoints.max(1));
+        let least = endpoints * SLOTS_EACH;
+        let whole = (endpoints.min(USUAL) * SLOTS_OF_USUAL / USUAL).max(least);
+        let wanted = (whole / u64::from(part.max(1))).max(least);
+        let wanted = u32::try_from(wanted).unwrap_or(LARGEST_BY_DEFAULT).min(LARGEST_BY_DEFAULT);
+        Self(next_prime(wanted))
     }
 
     /// The number of slots.
@@ -282,8 +291,14 @@ mod tests {
     #[test]
     fn a_hundred_endpoints_get_65537_slots() {
         assert_eq!(Size::for_endpoints(100).slots(), 65537);
-        assert_eq!(Size::for_endpoints(10_000).slots(), 655_373);
-        assert_eq!(Size::for_endpoints(0), Size::for_endpoints(1));
+        let of = |endpoints| Size::for_endpoints(endpoints).slots();
+        assert_eq!([of(10), of(500), of(1000), of(10_000)], [6553, 65537, 100_003, 655_373]);
+        assert_eq!([of(0), of(u32::MAX)], [of(1), 655_373]);
+        for endpoints in [1, 10, 99, 100, 101, 655, 656, 1000, 6000] {
+            for part in 1..=6 {
+                assert!(Size::part_for_endpoints(endpoints, part).slots() >= endpoints * 100);
+            }
+        }
     }
 
     #[test]

@@ -177,5 +177,6 @@ fn tables_of_many_services_are_smaller_where_they_must_fit() {
     assert_eq!([of(1), of(15), of(16), of(30), of(31)], [1, 1, 2, 2, 3]);
     assert_eq!((of(91), of(100)), (6, 1), "what does not fit at all is left as it is: it is for the queue");
     assert_eq!(Size::part_for_endpoints(100, 6).slots(), 10_937);
+    assert_eq!(Size::part_for_endpoints(1000, 6), Size::for_endpoints(1000), "it has no more than a hundred for each");
     assert_eq!(Size::part_for_endpoints(100, 1), Size::for_endpoints(100));
 }

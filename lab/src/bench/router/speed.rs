@@ -298,12 +298,12 @@ fn silent(runs: usize) -> Result<[Vec<f64>; 2]> {
 }
 
 /// The kernel tells of carriers at most once a second, of all namespaces together, unless it thinks that it is urgent: nothing
-/// has happened for so long, and the namespaces of the rows before are gone.
+/// has happened for so long: the namespaces of the rows before are gone, and the links of this one have come up.
 fn carrier(runs: usize) -> Result<[Vec<f64>; 2]> {
-    std::thread::sleep(Duration::from_secs(3));
     let mut bench = Bench::new(1, &[VIPS[0]], false)?;
     let _far = bench.stage.peer(1, Make::Bird, &setup(1, false))?;
     let routes = RouteMonitor::start(&bench.stage.lab, &bench.stage.pod)?;
+    std::thread::sleep(Duration::from_secs(3));
     by_turns(runs, |who| {
         bench.start(who)?;
         bench.up()?;
@@ -341,8 +341,8 @@ fn killed(runs: usize) -> Result<[Vec<f64>; 2]> {
 
 /// Silence of 3 s, BFD and BGP are down; from its end until the route is there again. BIRD with its error wait time: one run is
 /// enough, and none in a hurry. A gateway that has seen a failure before takes no connection for seconds (BIRD's error wait time
-/// again): each run has its own. BFD packets are up to a second apart while the session is down, at both ends: it takes many runs
-/// until the median says something.
+/// again): each run has its own. It takes many runs until the median says something: now and then the gateway's BIRD sleeps over
+/// its UPDATE until it is time for a KEEPALIVE, up to three seconds.
 fn recovery(runs: usize, quick: bool) -> Result<[Vec<f64>; 2]> {
     let mut bench = Bench::new(1, &[VIPS[0]], true)?;
     let far = crate::peer::Setup { bfd: true, ..setup(1, false) };
