@@ -279,12 +279,11 @@ impl Conflict {
             *self = Self { since: Some(Instant::now()), ..Self::default() };
         }
         for ours in deleted {
-            let what = ours.to_string();
-            let count = self.deletions.entry(ours).or_default();
-            *count += 1;
-            if *count == CONFLICT + 1 {
-                tracing::warn!(what, "KernelConflict: somebody keeps deleting what is ours in the kernel");
+            let count = self.deletions.get(&ours).map_or(1, |count| count + 1);
+            if count == CONFLICT + 1 {
+                tracing::warn!(what = %ours, "KernelConflict: somebody keeps deleting what is ours in the kernel");
             }
+            self.deletions.insert(ours, count);
         }
     }
 

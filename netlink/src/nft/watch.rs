@@ -63,7 +63,11 @@ impl Watch {
             match read {
                 Ok(Some(true)) => {
                     // What waits is of the past as well.
-                    let _ = (0..AT_ONCE).find(|_| matches!(self.read(), Ok(None) | Err(_)));
+                    for _ in 0..AT_ONCE {
+                        if !matches!(self.read(), Ok(Some(_))) {
+                            break;
+                        }
+                    }
                     return;
                 }
                 Ok(Some(false)) => tokio::task::yield_now().await,
