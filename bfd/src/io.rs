@@ -130,8 +130,9 @@ pub struct SessionConfig {
     pub echo_rx: Option<Duration>,
     /// Least TTL or hop limit that is accepted: 255 on a single hop (RFC 5881 section 5).
     pub min_ttl: u8,
-    /// How often something other than BFD has shown that the other end is there (an OPEN came from it). A session that is
-    /// Down when this changes does not wait for its slow packet: it asks at once, as a new one, and wants an answer at once.
+    /// How often something other than BFD has shown that the other end is there (BGP is Established). A session that is not
+    /// Up when this changes does not wait for its slow packet: it asks at once, as a new one, and wants an answer at once. One
+    /// that is in state Init does so only when no answer to what it said last can be under way.
     pub sightings: u32,
 }
 

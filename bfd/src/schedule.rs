@@ -61,6 +61,11 @@ impl Schedule {
         };
     }
 
+    /// Whether no answer to what was said last can be under way any more, nor anything wait to be said.
+    pub fn is_unanswered(&self, now: Instant) -> bool {
+        self.change_at.is_none() && self.last.is_some_and(|(at, _)| now >= at + 2 * REORDERING)
+    }
+
     /// A poll came.
     pub const fn owe_final(&mut self, now: Instant) {
         self.final_at = Some(now);

@@ -195,17 +195,27 @@ impl Session {
         self.apply_timing(now);
     }
 
-    /// Whether a sighting of the other end is news: nothing that it said keeps the session Down.
-    pub fn awaits(&self) -> bool {
-        self.state == State::Down && self.remote.state != State::AdminDown
+    /// Whether a sighting of the other end is news: we may speak first, nothing that it said keeps the session Down, and no
+    /// answer to our Init can be under way. (FRR makes its session anew when BGP is Established: Init was told to one that is
+    /// no more.)
+    pub fn awaits(&self, now: Instant) -> bool {
+        let is_open = match self.state {
+            State::Down => true,
+            State::Init => self.schedule.is_unanswered(now),
+            State::AdminDown | State::Up => false,
+        };
+        is_open && !self.config.passive && self.remote.state != State::AdminDown
     }
 
     /// The other end was sighted: a session that waits for it is made anew, under another discriminator. What a packet says
     /// is new then, so that it need not wait (section 6.8.7); and it polls, because the other end may be as slow as we were
     /// and answers a poll at once, in whatever state (section 6.5).
-    pub fn renew(&mut self, now: Instant, discriminator: NonZeroU32) {
+    pub fn renew(&mut self, now: Instant, discriminator: NonZeroU32, out: &mut VecDeque<Output>) {
         self.discriminator = discriminator;
         self.echo = Echo::new(discriminator, self.dice.roll());
+        self.remote = Remote::default();
+        self.enter(now, State::Down, self.diagnostic, out);
+        self.apply_timing(now);
         if !self.config.unaffiliated {
             self.timing.start_poll();
         }
@@ -273,6 +283,7 @@ impl Session {
                 self.authenticator.check(auth, section, octets, packet.multiplier.get())?;
             }
         }
+        let is_renamed = self.remote.discriminator != packet.mine.get();
         self.remote = Remote {
             discriminator: packet.mine.get(),
             state: packet.state,
@@ -290,6 +301,8 @@ impl Session {
             return Err(Discard::AdminDown);
         }
         match self.state.after(packet.state) {
+            // The other end was made anew and knows nothing of what it was told (section 6.8.7: other contents need not wait).
+            same if same == self.state && is_renamed && same != State::Up => self.schedule.tell(now, same),
             same if same == self.state => {}
             State::Down => self.enter(now, State::Down, Diagnostic::NeighborSignaledDown, out),
             up => self.enter(now, up, self.diagnostic, out),

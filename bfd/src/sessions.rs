@@ -139,13 +139,13 @@ impl Sessions {
 
     /// A session whose other end was sighted while it waited for it goes by another discriminator from now on.
     fn renewed(&mut self, now: Instant, before: u32, config: &SessionConfig) -> u32 {
-        let sighted = |session: &Session| session.awaits() && session.config().sightings != config.sightings;
+        let sighted = |session: &Session| session.awaits(now) && session.config().sightings != config.sightings;
         if !self.by_discriminator.get(&before).is_some_and(sighted) {
             return before;
         }
         let (discriminator, _) = self.chance();
         if let Some(mut session) = self.by_discriminator.remove(&before) {
-            session.renew(now, discriminator);
+            session.renew(now, discriminator, &mut self.out);
             self.timers.stop(before);
             self.names.insert(session.id().clone(), discriminator.get());
             self.by_discriminator.insert(discriminator.get(), session);

@@ -169,10 +169,11 @@ fn two_gateways_with_ecmp_one_dies_and_nothing_is_lost_beyond_the_detection_time
 fn a_flap_of_a_second_goes_by_unseen() {
     preflight::check().unwrap();
     let mut stage = Stage::new(1, &[VIPS[0]]).unwrap();
-    let five = frr_config(1, false, &BFD, &["network 0.0.0.0/0"]).replace("multiplier 3", "multiplier 5");
-    let _frr = stage.frr(1, &five).unwrap();
+    // Five packets may be lost in a second of silence: the detection time must be well above that, on a machine that stalls too.
+    let ten = frr_config(1, false, &BFD, &["network 0.0.0.0/0"]).replace("multiplier 3", "multiplier 10");
+    let _frr = stage.frr(1, &ten).unwrap();
     stage
-        .put_router("gw", gateway(1, false), "bgp: {bfd: {switch: true, minTx: 300ms, minRx: 300ms, multiplier: 5}}")
+        .put_router("gw", gateway(1, false), "bgp: {bfd: {switch: true, minTx: 300ms, minRx: 300ms, multiplier: 10}}")
         .unwrap();
     stage.start_router(&[]).unwrap();
     stage.up("gw").unwrap();
@@ -183,7 +184,7 @@ fn a_flap_of_a_second_goes_by_unseen() {
     stage.fabric.cut("gateway-1", Cut::Silent).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     stage.fabric.mend("gateway-1").unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(2500));
     let updates = capture
         .events()
         .unwrap()

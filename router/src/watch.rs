@@ -26,6 +26,9 @@ const RETRY: Duration = Duration::from_millis(200);
 /// asks for a link address again only after a second: the first packet into such a link costs that second.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// After links were told, the time until all else is read too: what follows from a lost carrier is done first.
+const REST: Duration = Duration::from_millis(5);
+
 #[derive(Debug)]
 enum Command {
     Apply(Vec<Change>),
@@ -103,7 +106,12 @@ async fn serve(
 ) {
     let mut carriers = Carriers::default();
     let mut next = snapshot(&mut kernel, &mut carriers).await;
+    // When the rest is read, after the links.
+    let mut rest = None;
     loop {
+        if matches!(next, News::Snapshot(_)) {
+            rest = None;
+        }
         if news.send(next).await.is_err() {
             return;
         }
@@ -115,24 +123,31 @@ async fn serve(
                 Some(Command::Dump) => snapshot(&mut kernel, &mut carriers).await,
             },
             event = events.next() => match event {
-                Event::LinksChanged => {
-                    // A carrier that is lost does not wait for a dump of 100 000 routes.
-                    if let Ok(mut links) = kernel.links().await {
+                // A carrier that is lost does not wait for a dump of 100 000 routes.
+                Event::LinksChanged => match kernel.links().await {
+                    Ok(mut links) => {
                         carriers.settle(&mut kernel, &mut links).await;
-                        if news.send(News::Links(links)).await.is_err() {
-                            return;
-                        }
+                        rest.get_or_insert_with(|| tokio::time::Instant::now() + REST);
+                        News::Links(links)
                     }
-                    snapshot(&mut kernel, &mut carriers).await
-                }
+                    Err(_) => snapshot(&mut kernel, &mut carriers).await,
+                },
                 Event::Overrun => {
                     warn!("the kernel had more to say than we could hear: it is dumped anew");
                     snapshot(&mut kernel, &mut carriers).await
                 }
                 Event::ObjectsChanged(changed) => News::Changed(changed.removed, changed.appeared),
             },
-            () = carriers.next() => snapshot(&mut kernel, &mut carriers).await,
+            () = due(rest) => snapshot(&mut kernel, &mut carriers).await,
+            () = due(carriers.until) => snapshot(&mut kernel, &mut carriers).await,
         };
+    }
+}
+
+async fn due(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -178,14 +193,6 @@ impl Carriers {
         let told = std::mem::replace(&mut self.untold, young);
         self.since = Some(since);
         told.difference(&self.untold).copied().collect()
-    }
-
-    /// Waits until a carrier is to be told.
-    async fn next(&self) {
-        match self.until {
-            Some(until) => tokio::time::sleep_until(until).await,
-            None => std::future::pending().await,
-        }
     }
 }
 

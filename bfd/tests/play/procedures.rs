@@ -148,6 +148,42 @@ fn a_session_that_was_sighted_is_slow_again_and_forgets_its_old_name() {
 }
 
 #[test]
+fn an_init_that_nobody_can_answer_any_more_is_taken_back_by_a_sighting_and_no_other() {
+    for (sighted_at, asks) in [(at(299), false), (at(300), true)] {
+        let mut end = Alone::new(&config(100, 9));
+        // Told at 100 ms: not so soon after what said Down.
+        end.hears(at(1), &packet(DOWN, 0));
+        end.run(sighted_at);
+        assert_eq!(end.sent.last().map(|(at, sent)| (*at, sent.state)), Some((at(100), INIT)));
+        let before = end.ours();
+        end.configure(sighted_at, &SessionConfig { sightings: 1, ..config(100, 9) });
+        let told = end.sent.last().map(|(at, sent)| (*at, sent.state, sent.yours, sent.has(POLL)));
+        if asks {
+            assert_eq!((told, end.state()), (Some((sighted_at, DOWN, 0, true)), State::Down));
+            end.hears(at(301), &packet(UP, before));
+            assert_eq!((end.state(), end.discarded(Discard::UnknownDiscriminator)), (State::Down, 1));
+        } else {
+            assert_eq!((told.map(|told| told.1), end.state(), end.ours()), (Some(INIT), State::Init, before));
+        }
+    }
+}
+
+#[test]
+fn who_is_made_anew_meanwhile_is_answered_at_once() {
+    let mut end = Alone::new(&config(100, 9));
+    end.hears(at(1), &packet(DOWN, 0));
+    end.run(at(200));
+    end.sent.clear();
+    end.hears(at(201), &packet(DOWN, 0));
+    assert_eq!(end.sent, [], "the same has been told");
+    let mut other = packet(DOWN, 0);
+    other.mine += 1;
+    end.hears(at(202), &other);
+    let [(sent_at, sent)] = &end.sent[..] else { panic!("{:?}", end.sent) };
+    assert_eq!((*sent_at, sent.state, sent.yours), (at(202), INIT, other.mine));
+}
+
+#[test]
 fn a_sighting_is_no_news_to_a_session_that_is_not_waiting() {
     let mut up = Alone::up(&config(100, 3));
     let mut told_down = Alone::up(&config(100, 3));

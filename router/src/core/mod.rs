@@ -12,6 +12,7 @@ mod lesson;
 mod life;
 mod routes;
 mod settle;
+mod sighting;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -111,8 +112,7 @@ pub struct Router {
     held: BTreeMap<ConnectionId, (Instant, NeighborId)>,
     /// The BFD sessions that were asked for.
     supervised: BTreeMap<SessionId, SessionConfig>,
-    /// How often BGP heard the other end of a session while BFD was Down.
-    sightings: BTreeMap<SessionId, u32>,
+    sightings: sighting::Sightings,
     strangers: BTreeSet<IpAddr>,
     listeners: Listeners,
     verdicts: BTreeMap<IpNet, Verdict>,
@@ -147,7 +147,7 @@ impl Router {
             unanswered: BTreeMap::new(),
             held: BTreeMap::new(),
             supervised: BTreeMap::new(),
-            sightings: BTreeMap::new(),
+            sightings: sighting::Sightings::default(),
             strangers: BTreeSet::new(),
             listeners: Listeners::new(),
             verdicts: BTreeMap::new(),
@@ -212,6 +212,7 @@ impl Router {
             self.routes.deadline,
             self.life.deadline(),
             self.ways.deadline(),
+            self.sightings.deadline(),
         ]
         .into_iter()
         .chain([self.routes.adoption, self.held.values().map(|(at, _)| *at).min()])
@@ -254,6 +255,7 @@ impl Router {
         }
         self.mirror.expire(now);
         self.on_life_timeout(now);
+        self.look_again(now);
         self.paced.retain(|_, at| *at > now);
         let held = std::mem::take(&mut self.held).into_iter();
         let (due, held): (BTreeMap<_, _>, _) = held.partition(|(_, (at, _))| *at <= now);
@@ -304,7 +306,7 @@ impl Router {
         self.speaker.handle(now, BgpInput::SetNeighbors(&neighbors));
         self.sessions.retain(|id, _| intent.neighbors.contains_key(id));
         self.unanswered.retain(|id, _| intent.neighbors.contains_key(id));
-        self.sightings.retain(|id, _| intent.bfd.contains_key(id));
+        self.sightings.retain(&intent.bfd);
         self.set_bfd(now, &intent);
         self.supervise();
         self.listen();
@@ -381,25 +383,11 @@ impl Router {
     fn supervise(&mut self) {
         let Some(intent) = &self.intent else { return };
         let is_live = |id: &SessionId| id.interface.as_ref().is_none_or(|name| self.links.live(name).is_ok());
-        let with_sightings = |(id, config): (&SessionId, &SessionConfig)| {
-            let sightings = self.sightings.get(id).copied().unwrap_or_default();
-            (id.clone(), SessionConfig { sightings, ..config.clone() })
-        };
-        let wanted: BTreeMap<_, _> = intent.bfd.iter().filter(|(id, _)| is_live(id)).map(with_sightings).collect();
+        let told = |(id, config): (&SessionId, &SessionConfig)| (id.clone(), self.sightings.told(id, config));
+        let wanted: BTreeMap<_, _> = intent.bfd.iter().filter(|(id, _)| is_live(id)).map(told).collect();
         if wanted != self.supervised {
             self.supervised.clone_from(&wanted);
             self.outputs.push_back(Output::SetBfd(wanted));
-        }
-    }
-
-    /// An OPEN came from a neighbour. Is its BFD session Down, that hears of it: its packets are up to a second apart while it
-    /// is, as are those of the other end, and routes and VIPs wait for it.
-    fn sighted(&mut self, id: &NeighborId) {
-        let Some(session) = self.neighbor(id).and_then(|neighbor| neighbor.bfd.clone()) else { return };
-        if self.bfd_state(&session) == BfdState::Down {
-            let sightings = self.sightings.entry(session).or_default();
-            *sightings = sightings.wrapping_add(1);
-            self.supervise();
         }
     }
 
@@ -501,9 +489,7 @@ impl Router {
                 if *from == NeighborState::Established {
                     self.paced.insert(neighbor.clone(), now + PACE);
                 }
-                if *from < NeighborState::OpenConfirm && *to >= NeighborState::OpenConfirm {
-                    self.sighted(neighbor);
-                }
+                self.look(now, neighbor, *to);
                 let session = self.sessions.entry(neighbor.clone()).or_default();
                 session.state = *to;
                 if *to != NeighborState::Established {

@@ -452,8 +452,15 @@ fn open_of_the_gateway() -> Vec<u8> {
     [&[0xff; 16][..], &[0, 37, 1, 4, 0x5b, 0xa0, 0, 3, 10, 0, 0, 2, 8], &capability].concat()
 }
 
+const KEEPALIVE: [u8; 19] = {
+    let mut message = [0xff; 19];
+    [message[16], message[17], message[18]] = [0, 19, 4];
+    message
+};
+
 #[test]
-fn an_open_tells_a_bfd_session_that_is_down_that_its_other_end_is_there() {
+fn bgp_tells_a_bfd_session_that_is_down_that_its_other_end_is_there() {
+    // How often: by the OPEN, when BGP is Established, and later.
     let sightings = |states: [State; 2]| {
         let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
         let mut stage = Stage::new(BTreeSet::new());
@@ -466,15 +473,44 @@ fn an_open_tells_a_bfd_session_that_is_down_that_its_other_end_is_there() {
                 Output::SetBfd(sessions) => Some(sessions.values().map(|config| config.sightings).collect::<Vec<_>>()),
                 _ => None,
             });
-            last.unwrap_or_default()
+            last.and_then(|all| all.first().copied())
         };
-        assert_eq!(asked(&stage), [0], "a connection alone says little: any host may answer");
+        assert_eq!(asked(&stage), Some(0), "a connection alone says little: any host may answer");
+        let mut seen = Vec::new();
         stage.handle(3, &Input::Received(id, &open_of_the_gateway()));
-        asked(&stage)
+        seen.extend(asked(&stage));
+        stage.handle(4, &Input::Received(id, &KEEPALIVE));
+        for millis in [4, 53, 54, 303, 304, 5_000] {
+            stage.handle(millis, &Input::Timeout);
+            seen.extend(asked(&stage));
+        }
+        seen
     };
-    assert_eq!(sightings([State::Down, State::Down]), [1]);
-    assert_eq!(sightings([State::Up, State::Up]), [0]);
-    assert_eq!(sightings([State::Down, State::AdminDown]), [0], "held down on purpose");
+    let never = [0; 7];
+    assert_eq!(sightings([State::Down, State::Down]), [0, 0, 0, 1, 1, 2, 2]);
+    assert_eq!(sightings([State::Init, State::Down]), [0, 0, 0, 1, 1, 2, 2]);
+    assert_eq!(sightings([State::Up, State::Up]), never);
+    assert_eq!(sightings([State::Down, State::AdminDown]), never, "held down on purpose");
+}
+
+#[test]
+fn a_neighbour_that_left_again_is_not_looked_for() {
+    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
+    let mut stage = Stage::new(BTreeSet::new());
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
+    stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.handle(3, &Input::Received(id, &open_of_the_gateway()));
+    stage.handle(4, &Input::Received(id, &KEEPALIVE));
+    stage.handle(60, &Input::Closed(id, martlet_bgp::CloseReason::Reset));
+    stage.handle(90, &Input::Timeout);
+    let asked = stage.outputs.iter().filter_map(|output| match output {
+        Output::SetBfd(sessions) => sessions.values().map(|config| config.sightings).next(),
+        _ => None,
+    });
+    assert_eq!(asked.collect::<Vec<_>>(), [0, 1]);
+    stage.handle(400, &Input::Timeout);
+    assert_eq!(stage.outputs.iter().filter(|output| matches!(output, Output::SetBfd(_))).count(), 2);
 }
 
 #[test]
