@@ -223,16 +223,18 @@ impl Session {
     }
 
     /// The session is no more wanted: it says AdminDown for a Detection Time (section 6.8.16), so that the other end does
-    /// not take our leaving for a failure of the path.
-    pub fn leave(&mut self, now: Instant, out: &mut VecDeque<Output>) {
-        if self.leaves_at.is_some() {
+    /// not take our leaving for a failure of the path; but only once if another session takes its place, which the other end
+    /// would go on taking down for it.
+    pub fn leave(&mut self, now: Instant, has_heir: bool, out: &mut VecDeque<Output>) {
+        if let Some(at) = &mut self.leaves_at {
+            *at = if has_heir { now } else { *at };
             return;
         }
         let heard = self.remote.discriminator != 0;
         self.enter(now, State::AdminDown, Diagnostic::AdministrativelyDown, out);
         let told_every = self.transmit_interval().max(interval(SLOW_US));
         let wait = told_every * u32::from(self.config.multiplier.max(1));
-        self.leaves_at = Some(if heard { now + wait } else { now });
+        self.leaves_at = Some(if heard && !has_heir { now + wait } else { now });
     }
 
     /// Something other than BFD is known of the path (sections 6.8.15 and 6.8.17).

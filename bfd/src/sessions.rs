@@ -107,14 +107,17 @@ impl Sessions {
     }
 
     fn set_sessions(&mut self, now: Instant, wanted: &BTreeMap<SessionId, SessionConfig>) {
-        let gone: Vec<u32> = self
+        // Of the same path as one that is wanted: only our address differs, and the other end takes both for one.
+        let has_heir =
+            |id: &SessionId| wanted.keys().any(|other| (other.remote, &other.interface) == (id.remote, &id.interface));
+        let gone: Vec<(u32, bool)> = self
             .names
             .iter()
             .filter(|(id, _)| !wanted.contains_key(*id))
-            .map(|(_, &discriminator)| discriminator)
+            .map(|(id, &discriminator)| (discriminator, has_heir(id)))
             .collect();
-        for discriminator in gone {
-            self.with(now, discriminator, |session, out| session.leave(now, out));
+        for (discriminator, has_heir) in gone {
+            self.with(now, discriminator, |session, out| session.leave(now, has_heir, out));
         }
         for (id, config) in wanted {
             let discriminator = match self.names.get(id) {

@@ -254,6 +254,26 @@ fn a_session_that_is_wanted_again_in_time_goes_on_with_its_discriminator() {
 }
 
 #[test]
+fn one_whose_place_another_takes_says_admin_down_once_and_then_nothing_that_could_take_the_other_down() {
+    for is_leaving in [false, true] {
+        let mut end = Alone::up(&config(100, 3));
+        let replaced_at = if is_leaving { at(2500) } else { at(1001) };
+        if is_leaving {
+            end.handle(at(1001), Input::SetSessions(&BTreeMap::new()));
+            end.run(at(2499));
+            end.sent.clear();
+        }
+        end.id.local = Some(meta(0).local);
+        end.configure(replaced_at, &config(100, 3));
+        end.run(at(9000));
+        let of_the_old: Vec<_> =
+            end.sent.iter().filter(|(_, sent)| sent.mine != end.ours()).map(|(at, sent)| (*at, sent.state)).collect();
+        assert_eq!(of_the_old, if is_leaving { vec![] } else { vec![(replaced_at, ADMIN_DOWN)] });
+        assert_eq!(end.sessions.ids().count(), 1);
+    }
+}
+
+#[test]
 fn what_else_is_known_of_the_path_is_told() {
     for diagnostic in [Diagnostic::ForwardingPlaneReset, Diagnostic::PathDown] {
         let mut end = Alone::up(&config(100, 3));
