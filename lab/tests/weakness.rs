@@ -478,7 +478,12 @@ fn bfd_needs_no_sysctl_for_its_source_ports() {
     stage.put_router("gw", gateway(1, false), "bgp: {bfd: {switch: true}}").unwrap();
     stage.start_router(&[]).unwrap();
     stage.until("BFD Up", |status| gw_bfd(status).is_some_and(|bfd| bfd.state == "Up")).unwrap();
-    assert_eq!(frr.neighbors().unwrap()[&pod(false)].bfd_up, Some(true));
+    // It hears of it a moment later.
+    until("FRR's BFD", LIMIT, || {
+        let is_up = frr.neighbors()?.get(&pod(false)).is_some_and(|neighbor| neighbor.bfd_up == Some(true));
+        Ok(if is_up { Seen::Yes(()) } else { Seen::not_yet("not Up") })
+    })
+    .unwrap();
     let seen = stage.gateways[0]
         .output(
             "timeout",
