@@ -227,7 +227,9 @@ impl Session {
     /// would go on taking down for it.
     pub fn leave(&mut self, now: Instant, has_heir: bool, out: &mut VecDeque<Output>) {
         if let Some(at) = &mut self.leaves_at {
-            *at = if has_heir { now } else { *at };
+            if has_heir {
+                *at = now;
+            }
             return;
         }
         let heard = self.remote.discriminator != 0;

@@ -54,6 +54,10 @@ fn bgp() -> Protocol {
     Protocol::Bgp(Box::<Bgp>::default())
 }
 
+fn supervised_bgp() -> Protocol {
+    Protocol::Bgp(Box::new(Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() }))
+}
+
 fn intent(routers: &[(&str, &str, Protocol)], vips: &[&str]) -> Intent {
     let view = View {
         gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
@@ -376,6 +380,22 @@ fn connects(stage: &Stage) -> Vec<ConnectionId> {
     stage.outputs.iter().filter_map(connect).collect()
 }
 
+/// The one connection that was asked for, to 10.0.0.2, opens.
+fn connected(stage: &mut Stage, millis: u64) -> ConnectionId {
+    let [id] = connects(stage)[..] else { panic!("{:?}", stage.outputs) };
+    stage.handle(millis, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    id
+}
+
+/// How often the other end of the one session was sighted, each time that BFD was told its sessions.
+fn sightings(stage: &Stage) -> Vec<u32> {
+    let told = stage.outputs.iter().filter_map(|output| match output {
+        Output::SetBfd(sessions) => sessions.values().map(|config| config.sightings).next(),
+        _ => None,
+    });
+    told.collect()
+}
+
 fn with_password(password: &str) -> Protocol {
     let password = view::Password { source: "s".into(), key: "k".into(), secret: Some(password.as_bytes().into()) };
     Protocol::Bgp(Box::new(Bgp { password: Some(password), ..Bgp::default() }))
@@ -385,8 +405,7 @@ fn with_password(password: &str) -> Protocol {
 fn a_password_is_rolled_on_the_living_connection_and_a_new_address_starts_anew() {
     let mut stage = Stage::new(BTreeSet::new());
     stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("old"))], &[])));
-    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
-    stage.handle(1, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    let id = connected(&mut stage, 1);
     stage.handle(2, &Input::Intent(&intent(&[("gw", "10.0.0.2", with_password("new"))], &[])));
     let key = crate::intent::Key(b"new".as_slice().into());
     assert!(stage.outputs.contains(&Output::Rekey(id, "10.0.0.2".parse().unwrap(), Some(key))));
@@ -407,11 +426,9 @@ fn a_gateway_off_the_link_is_not_tried_and_says_why() {
 
 #[test]
 fn a_link_that_loses_its_carrier_takes_connections_and_bfd_along_at_once() {
-    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
-    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
-    stage.handle(1, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", supervised_bgp())], &[])));
+    let id = connected(&mut stage, 1);
     stage.links.insert(7, link(false));
     stage.dump(10);
     assert!(stage.outputs.contains(&Output::Close(id)));
@@ -424,15 +441,13 @@ fn a_link_that_loses_its_carrier_takes_connections_and_bfd_along_at_once() {
 
 #[test]
 fn a_bfd_session_that_went_down_and_up_unseen_ends_the_bgp_session_all_the_same() {
-    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", supervised_bgp())], &[])));
     let up_since = |millis| {
         BTreeMap::from([(session("10.0.0.2"), SessionStatus { since: at(millis), ..status(State::Up, State::Up) })])
     };
     stage.handle(1, &Input::Bfd(&up_since(1)));
-    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
-    stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    let id = connected(&mut stage, 2);
     stage.handle(3, &Input::Bfd(&up_since(1)));
     assert!(!stage.outputs.contains(&Output::Close(id)), "nothing has changed");
     stage.handle(4, &Input::Bfd(&up_since(4)));
@@ -461,20 +476,12 @@ const KEEPALIVE: [u8; 19] = {
 #[test]
 fn bgp_tells_a_bfd_session_that_is_down_that_its_other_end_is_there() {
     // How often: by the OPEN, when BGP is Established, and later.
-    let sightings = |states: [State; 2]| {
-        let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
+    let seen = |states: [State; 2]| {
         let mut stage = Stage::new(BTreeSet::new());
-        stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
+        stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", supervised_bgp())], &[])));
         stage.bfd(1, &[("10.0.0.2", states[0], states[1])]);
-        let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
-        stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
-        let asked = |stage: &Stage| {
-            let last = stage.outputs.iter().rev().find_map(|output| match output {
-                Output::SetBfd(sessions) => Some(sessions.values().map(|config| config.sightings).collect::<Vec<_>>()),
-                _ => None,
-            });
-            last.and_then(|all| all.first().copied())
-        };
+        let id = connected(&mut stage, 2);
+        let asked = |stage: &Stage| sightings(stage).last().copied();
         assert_eq!(asked(&stage), Some(0), "a connection alone says little: any host may answer");
         let mut seen = Vec::new();
         stage.handle(3, &Input::Received(id, &open_of_the_gateway()));
@@ -487,28 +494,22 @@ fn bgp_tells_a_bfd_session_that_is_down_that_its_other_end_is_there() {
         seen
     };
     let never = [0; 7];
-    assert_eq!(sightings([State::Down, State::Down]), [0, 0, 0, 1, 1, 2, 2]);
-    assert_eq!(sightings([State::Init, State::Down]), [0, 0, 0, 1, 1, 2, 2]);
-    assert_eq!(sightings([State::Up, State::Up]), never);
-    assert_eq!(sightings([State::Down, State::AdminDown]), never, "held down on purpose");
+    assert_eq!(seen([State::Down, State::Down]), [0, 0, 0, 1, 1, 2, 2]);
+    assert_eq!(seen([State::Init, State::Down]), [0, 0, 0, 1, 1, 2, 2]);
+    assert_eq!(seen([State::Up, State::Up]), never);
+    assert_eq!(seen([State::Down, State::AdminDown]), never, "held down on purpose");
 }
 
 #[test]
 fn a_neighbour_that_left_again_is_not_looked_for() {
-    let supervised = Bgp { bfd: Some(view::Bfd::default()), ..Bgp::default() };
     let mut stage = Stage::new(BTreeSet::new());
-    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", Protocol::Bgp(Box::new(supervised)))], &[])));
-    let [id] = connects(&stage)[..] else { panic!("{:?}", stage.outputs) };
-    stage.handle(2, &Input::Connected(id, "10.0.0.1:4000".parse().unwrap(), "10.0.0.2:10179".parse().unwrap()));
+    stage.handle(0, &Input::Intent(&intent(&[("gw", "10.0.0.2", supervised_bgp())], &[])));
+    let id = connected(&mut stage, 2);
     stage.handle(3, &Input::Received(id, &open_of_the_gateway()));
     stage.handle(4, &Input::Received(id, &KEEPALIVE));
     stage.handle(60, &Input::Closed(id, martlet_bgp::CloseReason::Reset));
     stage.handle(90, &Input::Timeout);
-    let asked = stage.outputs.iter().filter_map(|output| match output {
-        Output::SetBfd(sessions) => sessions.values().map(|config| config.sightings).next(),
-        _ => None,
-    });
-    assert_eq!(asked.collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(sightings(&stage), [0, 1]);
     stage.handle(400, &Input::Timeout);
     assert_eq!(stage.outputs.iter().filter(|output| matches!(output, Output::SetBfd(_))).count(), 2);
 }
