@@ -35,6 +35,17 @@ impl Process {
         &self.name
     }
 
+    /// The CPU time that it has used, milliseconds; the kernel counts in steps of ten.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn processor_ms(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let field = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok());
+        field(11).zip(field(12)).map(|(user, system)| (user + system) * 10.0).context("/proc/<pid>/stat")
+    }
+
     /// Its process id.
     pub const fn pid(&self) -> u32 {
         self.pid

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use martlet_lab::bench::router::beside;
+use martlet_lab::bench::router::{beside, repaired_beside};
 use martlet_lab::capture::{Capture, concerns};
 use martlet_lab::namespace::Namespace;
 use martlet_lab::pair::Pair;
@@ -496,4 +496,11 @@ fn vips_change_while_a_hundred_thousand_routes_come_and_go() {
         // Some 50, on a calm machine. Whoever first takes all routes and then looks around has none.
         assert!(storm.least >= 5, "only {} of: {}", storm.least, storm.what);
     }
+}
+
+#[test]
+fn what_others_delete_is_back_while_a_hundred_thousand_routes_come() {
+    preflight::check().unwrap();
+    // Two to five, on a calm machine. Whoever first takes all routes has put back none.
+    assert!(repaired_beside().unwrap() > 0, "nothing was put back before the last route was there");
 }

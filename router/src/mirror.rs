@@ -128,6 +128,7 @@ pub struct Mirror {
     in_flight: VecDeque<Vec<Key>>,
     deletions: BTreeMap<Key, VecDeque<Instant>>,
     waits: BTreeMap<Key, Wait>,
+    /// A dump is waited for: until it is here no batch leaves that it could cross.
     resync: bool,
     dumped: bool,
 }
@@ -152,10 +153,11 @@ impl Mirror {
     }
 
     /// What the kernel holds of ours, whole. The first time learned routes are adopted: returns how many. A dump that
-    /// crossed a batch on its way is not believed: another one is asked for.
+    /// crossed a batch on its way is not believed: no more batches leave, and the end of the last ([`Mirror::done`]) asks for
+    /// another one.
     pub fn dumped(&mut self, objects: &BTreeSet<Object>) -> usize {
-        if !self.in_flight.is_empty() {
-            self.resync = true;
+        self.resync = !self.in_flight.is_empty();
+        if self.resync {
             return 0;
         }
         for slot in self.slots.values_mut() {
@@ -335,14 +337,17 @@ impl Mirror {
         }
     }
 
-    /// The next batch, additions first; the kernel is taken to hold it unless [`Mirror::done`] says otherwise. Removals have
-    /// half of a batch for themselves, so that a dead route does not wait behind a full table.
+    /// The next batch, additions first; the kernel is taken to hold it unless [`Mirror::done`] says otherwise. What is wanted
+    /// besides learned routes comes before them: however many these are, they keep no rule and no blackhole waiting. Removals
+    /// have half of a batch for themselves, so that a dead route does not wait behind a full table.
     pub fn batch(&mut self) -> Vec<Change> {
         if self.is_busy() || !self.dumped {
             return Vec::new();
         }
         let free = |key: &&Key| !self.waits.get(*key).is_some_and(|wait| wait.active);
-        let mut coming: Vec<Key> = self.coming.iter().filter(free).take(BATCH).cloned().collect();
+        let fixed = self.fixed.iter().filter(|key| self.coming.contains(key));
+        let others = self.coming.iter().filter(|key| !self.fixed.contains(key));
+        let mut coming: Vec<Key> = fixed.chain(others).filter(free).take(BATCH).cloned().collect();
         let leaving: Vec<Key> =
             self.leaving.iter().filter(free).take(BATCH - coming.len().min(BATCH / 2)).cloned().collect();
         coming.truncate(BATCH - leaving.len());
@@ -371,13 +376,14 @@ impl Mirror {
         changes
     }
 
-    /// The kernel is through with the oldest batch; these changes it refused. True if it should be dumped anew.
+    /// The kernel is through with the oldest batch; these changes it refused. True if it is to be dumped anew: it holds what
+    /// is not known, and nothing is under way that a dump could cross.
     pub fn done(&mut self, now: Instant, failures: &[Failure]) -> bool {
         let Some(keys) = self.in_flight.pop_front() else { return false };
         let errors: BTreeMap<Key, &Arc<str>> =
             failures.iter().map(|failure| (Key::of(object_of(&failure.change)), &failure.error)).collect();
         if errors.is_empty() && self.waits.is_empty() {
-            return std::mem::take(&mut self.resync);
+            return self.asks();
         }
         for key in keys {
             if let Some(&error) = errors.get(&key) {
@@ -391,12 +397,17 @@ impl Mirror {
                 self.waits.remove(&key);
             }
         }
-        std::mem::take(&mut self.resync)
+        self.asks()
     }
 
-    /// Whether as many batches are under way as may be.
+    /// Whether now is the time for a dump that is wanted.
+    fn asks(&self) -> bool {
+        self.resync && self.in_flight.is_empty()
+    }
+
+    /// Whether no batch may leave: as many as may be are under way, or a dump is waited for.
     pub fn is_busy(&self) -> bool {
-        self.in_flight.len() >= DEPTH
+        self.resync || self.in_flight.len() >= DEPTH
     }
 
     /// Whether a whole batch waits already.
@@ -561,10 +572,12 @@ mod tests {
         let failure = |change: &Change| Failure { change: change.clone(), error: "Network is unreachable".into() };
         let batch = mirror.batch();
         assert!(mirror.done(at(0), &[failure(&batch[0])]), "the kernel is dumped anew");
+        mirror.dumped(&BTreeSet::new());
         assert_eq!((mirror.batch(), mirror.deadline()), (vec![], Some(at(200))));
         mirror.expire(at(200));
         let batch = mirror.batch();
         mirror.done(at(200), &[failure(&batch[0])]);
+        mirror.dumped(&BTreeSet::new());
         assert_eq!(mirror.deadline(), Some(at(600)));
         mirror.expire(at(600));
         assert_eq!(mirror.batch().len(), 1);
@@ -573,14 +586,44 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_that_crossed_a_batch_is_not_believed() {
+    fn a_dump_that_crossed_a_batch_is_not_believed_and_the_next_crosses_none() {
         let mut mirror = settled(&BTreeSet::new());
-        mirror.want_learned(prefix(1), Some(route(1, 20, 1)));
-        assert_eq!(mirror.batch().len(), 1);
+        let under_way: BTreeSet<Object> = (1..).take(DEPTH).map(|number| route(number, 20, 1)).collect();
+        for object in &under_way {
+            let Object::Route(route) = object else { unreachable!() };
+            mirror.want_learned(route.prefix, Some(object.clone()));
+            assert_eq!(mirror.batch().len(), 1);
+        }
         mirror.dumped(&BTreeSet::new());
+        mirror.want_learned(prefix(9), Some(route(9, 20, 1)));
+        assert!(!mirror.done(at(0), &[]), "the other batch is still under way");
+        assert!(mirror.is_busy() && mirror.batch().is_empty(), "no other leaves before the dump");
         assert!(mirror.done(at(0), &[]), "dump again");
-        mirror.dumped(&[route(1, 20, 1)].into());
+        assert!(mirror.is_busy() && mirror.batch().is_empty());
+        mirror.dumped(&under_way);
+        assert_eq!(mirror.batch(), [Change::Add(route(9, 20, 1))]);
+        assert!(!mirror.done(at(0), &[]));
         assert!(mirror.is_clean());
+    }
+
+    #[test]
+    fn what_is_wanted_besides_learned_routes_does_not_wait_behind_them() {
+        let hole = Object::Route(Route {
+            table: 4097,
+            prefix: "0.0.0.0/0".parse().unwrap(),
+            metric: u32::MAX,
+            kind: RouteKind::Blackhole,
+        });
+        let mut mirror = settled(&[hole.clone()].into());
+        mirror.want_fixed(&[hole.clone()].into());
+        for number in (0..).take(2 * BATCH) {
+            let prefix = IpNet::new(std::net::Ipv4Addr::from(0x6400_0000_u32 + (number << 8)).into(), 24).unwrap();
+            let route = Route { table: 4096, prefix, metric: 20, kind: RouteKind::Blackhole };
+            mirror.want_learned(prefix, Some(route.into()));
+        }
+        assert_eq!(mirror.batch().len(), BATCH);
+        mirror.gone(at(0), &hole);
+        assert!(mirror.batch().contains(&Change::Add(hole)));
     }
 
     #[test]
@@ -593,8 +636,8 @@ mod tests {
         mirror.want_learned(prefix(1), Some(route(1, 20, 3)));
         assert!(mirror.is_busy() && mirror.batch().is_empty(), "enough is under way");
         let failure = Failure { change: first[0].clone(), error: "Network is unreachable".into() };
-        assert!(mirror.done(at(0), &[failure]), "the kernel is dumped anew");
-        mirror.done(at(0), &[]);
+        assert!(!mirror.done(at(0), &[failure]), "a dump would cross the other");
+        assert!(mirror.done(at(0), &[]), "the kernel is dumped anew");
         mirror.dumped(&[route(1, 20, 2)].into());
         mirror.expire(at(200));
         assert_eq!(mirror.batch(), [Change::Replace { from: route(1, 20, 2), to: route(1, 20, 3) }]);
@@ -654,7 +697,11 @@ mod tests {
                         let changes = mirror.batch();
                         apply(&mut kernel, &changes);
                     }
-                    Step::Done => { mirror.done(at(0), &[]); }
+                    Step::Done => {
+                        if mirror.done(at(0), &[]) {
+                            mirror.dumped(&kernel.values().cloned().collect());
+                        }
+                    }
                 }
             }
             let whole: BTreeSet<Object> = learned.into_values().flatten().chain(fixed).collect();

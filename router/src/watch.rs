@@ -108,6 +108,7 @@ async fn serve(
     let mut next = snapshot(&mut kernel, &mut carriers).await;
     // When the rest is read, after the links.
     let mut rest = None;
+    let mut heard = false;
     loop {
         if matches!(next, News::Snapshot(_)) {
             rest = None;
@@ -115,32 +116,59 @@ async fn serve(
         if news.send(next).await.is_err() {
             return;
         }
-        next = tokio::select! {
-            biased;
-            command = commands.recv() => match command {
-                None => return,
-                Some(Command::Apply(changes)) => News::Applied(apply(&mut kernel, &changes).await),
-                Some(Command::Dump) => snapshot(&mut kernel, &mut carriers).await,
-            },
-            event = events.next() => match event {
-                // A carrier that is lost does not wait for a dump of 100 000 routes.
-                Event::LinksChanged => match kernel.links().await {
-                    Ok(mut links) => {
-                        carriers.settle(&mut kernel, &mut links).await;
-                        rest.get_or_insert_with(|| tokio::time::Instant::now() + REST);
-                        News::Links(links)
-                    }
-                    Err(_) => snapshot(&mut kernel, &mut carriers).await,
-                },
-                Event::Overrun => {
-                    warn!("the kernel had more to say than we could hear: it is dumped anew");
-                    snapshot(&mut kernel, &mut carriers).await
+        let late = rest.into_iter().chain(carriers.until).min();
+        next = match work(&mut commands, &mut events, late, &mut heard).await {
+            Work::Command(None) => return,
+            Work::Command(Some(Command::Apply(changes))) => News::Applied(apply(&mut kernel, &changes).await),
+            // A carrier that is lost does not wait for a dump of 100 000 routes.
+            Work::Event(Event::LinksChanged) => match kernel.links().await {
+                Ok(mut links) => {
+                    carriers.settle(&mut kernel, &mut links).await;
+                    rest.get_or_insert_with(|| tokio::time::Instant::now() + REST);
+                    News::Links(links)
                 }
-                Event::ObjectsChanged(changed) => News::Changed(changed.removed, changed.appeared),
+                Err(_) => snapshot(&mut kernel, &mut carriers).await,
             },
-            () = due(rest) => snapshot(&mut kernel, &mut carriers).await,
-            () = due(carriers.until) => snapshot(&mut kernel, &mut carriers).await,
+            Work::Event(Event::ObjectsChanged(changed)) => News::Changed(changed.removed, changed.appeared),
+            Work::Event(Event::Overrun) => {
+                warn!("the kernel had more to say than we could hear: it is dumped anew");
+                snapshot(&mut kernel, &mut carriers).await
+            }
+            Work::Command(Some(Command::Dump)) | Work::Snapshot => snapshot(&mut kernel, &mut carriers).await,
         };
+    }
+}
+
+/// What is to be done.
+#[derive(Debug)]
+enum Work {
+    /// `None`: nobody is left who commands.
+    Command(Option<Command>),
+    Event(Event),
+    Snapshot,
+}
+
+/// The next thing to do; a snapshot at the latest at `late`. Commands and events have their turns (`heard`: an event had the
+/// last): while many routes come a command always waits, and a link that is lost among them must not be heard after them.
+async fn work(
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    events: &mut Events,
+    late: Option<tokio::time::Instant>,
+    heard: &mut bool,
+) -> Work {
+    loop {
+        let first = !std::mem::take(heard);
+        tokio::select! {
+            biased;
+            () = due(late) => return Work::Snapshot,
+            event = events.next(), if first => {
+                *heard = true;
+                return Work::Event(event);
+            }
+            command = commands.recv() => return Work::Command(command),
+            // No command waits.
+            () = std::future::ready(()), if !first => {}
+        }
     }
 }
 

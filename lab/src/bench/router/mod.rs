@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
-pub use storm::{Beside, beside};
+pub use storm::{Beside, beside, repaired_beside};
 
 use super::{Options, Row};
 use crate::demo::announce::{announced, sessions_up, vips_at_gateway, withdrawn};

@@ -419,24 +419,15 @@ fn idle() -> Result<[[Vec<f64>; 2]; 2]> {
         bench.start(who)?;
         bench.up()?;
         std::thread::sleep(Duration::from_secs(2));
-        let pid = bench.process()?.pid();
-        let before = ticks(pid)?;
+        let process = bench.process()?;
+        let before = process.processor_ms()?;
         std::thread::sleep(IDLE);
-        // A tick is 10 ms.
-        processor[index].push((ticks(pid)? - before) * 10.0 / IDLE.as_secs_f64());
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        processor[index].push((process.processor_ms()? - before) / IDLE.as_secs_f64());
+        let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: f64 = resident.trim().trim_end_matches("kB").trim().parse()?;
         memory[index].push(kib / 1024.0);
         bench.end()?;
     }
     Ok([memory, processor])
-}
-
-/// The CPU time of a process, in ticks.
-pub(super) fn ticks(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let field = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok());
-    field(11).zip(field(12)).map(|(user, system)| user + system).context("/proc/<pid>/stat")
 }

@@ -13,7 +13,8 @@ use martlet_netlink::{Change, Kernel, NextHop, Object, Owner, Route, RouteKind};
 
 use super::super::report::median;
 use super::counter::{Counter, TABLE, nlri, prefix};
-use super::speed::{Bench, Who, by_turns, millis, ticks};
+use super::speed::{Bench, Who, by_turns, millis};
+use crate::namespace::Namespace;
 use crate::player::{KEEPALIVE, NOTIFICATION, Player, Prefixes, Said, UPDATE, Who as Card, message, path, update};
 use crate::stage::{EXTERNAL, PORT, REMOTE_AS, StandIn, VIPS, gateway, pod};
 use crate::wait::{LIMIT, Seen, until};
@@ -32,6 +33,10 @@ const CALM: Duration = Duration::from_millis(500);
 const CHANGING: u8 = 200;
 /// One of them changes so often.
 const PACE: Duration = Duration::from_millis(12);
+/// Somebody deletes an object of the router's so long after it came back: more than ten times a second would be a conflict.
+const DELETIONS: Duration = Duration::from_millis(70);
+/// That object.
+const BLACKHOLE: &str = "blackhole default table 4097";
 
 /// What many routes take.
 #[derive(Default)]
@@ -61,8 +66,7 @@ pub fn many(runs: usize) -> Result<Storm> {
         let start = Instant::now();
         let come = talking(&mut feeder, &feed, || counter.wait(true, LIMIT))?;
         let index = usize::from(who == Who::Bird);
-        // A tick is 10 ms.
-        storm.processor[index].push(ticks(bench.process()?.pid())? / 100.0);
+        storm.processor[index].push(bench.process()?.processor_ms()? / 1000.0);
         let end = Instant::now();
         cease(feeder)?;
         let gone = counter.wait(false, LIMIT)?;
@@ -170,6 +174,60 @@ pub fn beside(runs: usize) -> Result<[Beside; 3]> {
         bench.end()?;
     }
     Ok([come, go, end])
+}
+
+/// While many routes come, somebody deletes the blackhole for packets of VIPs again and again: how often the router has put it
+/// back before the last route is there.
+///
+/// # Errors
+/// The stage cannot be built, or something of that does not happen in time.
+pub fn repaired_beside() -> Result<usize> {
+    let mut bench = Bench::new(1, &[VIPS[0]], false)?;
+    bench.wish.all = true;
+    let mut counter = Counter::open(&bench.stage.pod, MANY)?;
+    bench.start(Who::Martlet)?;
+    let mut feeder = session(&bench, 1)?;
+    bench.up()?;
+    let feed = feed(true)?;
+    repaired(&bench.stage.pod)?;
+    let end = AtomicBool::new(false);
+    let times = std::thread::scope(|scope| {
+        let deletions = scope.spawn(|| {
+            let (first, mut times) = (prefix(0).to_string(), Vec::new());
+            until("the first route", LIMIT, || {
+                let route = bench.stage.pod.output("ip", &["route", "show", "table", "4096", &first])?;
+                Ok(if route.is_empty() { Seen::not_yet("it is not there") } else { Seen::Yes(()) })
+            })?;
+            loop {
+                std::thread::sleep(DELETIONS);
+                let start = Instant::now();
+                repaired(&bench.stage.pod)?;
+                if end.load(Ordering::Relaxed) {
+                    return anyhow::Ok(times);
+                }
+                times.push(millis(start.elapsed()));
+            }
+        });
+        let come = talking(&mut feeder, &feed, || {
+            let come = counter.wait(true, LIMIT);
+            end.store(true, Ordering::Relaxed);
+            come
+        });
+        let times = joined(deletions);
+        come.and(times)
+    })?;
+    println!("  deleted while {MANY} routes came, and back after so many milliseconds: {times:.1?}");
+    bench.end()?;
+    Ok(times.len())
+}
+
+/// Deletes the blackhole and waits until it is back.
+fn repaired(pod: &Namespace) -> Result<()> {
+    pod.ip(&format!("route del {BLACKHOLE}"))?;
+    until("the blackhole to be back", LIMIT, || {
+        let routes = pod.output("ip", &["route", "show", "table", "4097"])?;
+        Ok(if routes.is_empty() { Seen::not_yet("it is gone") } else { Seen::Yes(()) })
+    })
 }
 
 /// VIPs, the load balancer's word on them, and a gateway that hears of them.
