@@ -63,9 +63,11 @@ pub struct Follower {
 #[derive(Default)]
 struct State {
     marks: Marks,
-    view: Option<View>,
-    targets: Targets,
+    view: Option<Arc<View>>,
+    targets: Arc<Targets>,
     facts: Facts,
+    /// The families that this namespace does not forward, as `facts` has them too.
+    unforwarded: BTreeMap<Family, String>,
     /// Our routes and rules in the kernel.
     have: BTreeSet<Object>,
     /// Our nftables table in the kernel.
@@ -130,7 +132,8 @@ impl Follower {
         let next = targets(&view, &self.state.facts.links, &mut self.state.marks, &self.settings, &before);
         self.log(&view, &next);
         let new_hops: Vec<Hop> = next.hops.difference(&self.state.targets.hops).copied().collect();
-        self.state.facts.blocked = forwarding();
+        self.state.unforwarded = unforwarded();
+        self.state.facts.blocked = self.state.unforwarded.clone();
         self.state.facts.refused = BTreeSet::new();
         let wanted = readiness(&view, &next, &self.state.facts, self.state.draining);
         if let Some(last) = self.server.last() {
@@ -139,8 +142,8 @@ impl Follower {
                 self.publish(&meanwhile);
             }
         }
-        self.state.view = Some(view);
-        self.state.targets = next;
+        self.state.view = Some(Arc::new(view));
+        self.state.targets = Arc::new(next);
 
         let want = rules::objects(&self.state.targets);
         let (removals, additions): (Vec<Change>, Vec<Change>) =
@@ -284,10 +287,12 @@ impl Follower {
         self.state.ingress.forget();
     }
 
-    /// Whether the kernel has refused or blocked something, so that it is worth trying again.
+    /// Whether the kernel has refused something, or forwards now what it did not, so that it is worth trying again.
     pub fn is_incomplete(&self) -> bool {
         let State { facts, table, ingress, .. } = &self.state;
-        !facts.refused.is_empty() || !facts.blocked.is_empty() || table.is_none() || !ingress.is_known()
+        // A family that is off for good is no reason: many a pod has but one.
+        let is_other = self.state.unforwarded != unforwarded();
+        !facts.refused.is_empty() || is_other || table.is_none() || !ingress.is_known()
     }
 
     /// All that is known.
@@ -378,11 +383,11 @@ impl Follower {
             Some(offload) if self.engine == Engine::Queue => Steer::QueueOr(offload),
             Some(offload) => Steer::Kernel(offload),
         };
-        let replies = self.state.view.as_ref().map(translate::replies).unwrap_or_default();
+        let replies = self.state.view.as_deref().map(translate::replies).unwrap_or_default();
         let vips = &self.state.targets.vips;
         let table = nftables(vips, &replies, self.queue, defragment, steer);
         let short = self.state.view.as_ref().filter(|_| matches!(steer, Steer::Kernel(_))).and_then(|view| {
-            let Targets { tables, hops, .. } = &self.state.targets;
+            let Targets { tables, hops, .. } = &*self.state.targets;
             ingress(NFT_TABLE, view, tables, hops, &self.state.facts.links)
         });
         let is_there = self.state.table.as_ref() == Some(&table) || {
@@ -434,7 +439,7 @@ impl Follower {
             return (None, "queue".into());
         }
         let Some(view) = &self.state.view else { return (None, "queue".into()) };
-        let Targets { tables, hops, .. } = &self.state.targets;
+        let Targets { tables, hops, .. } = &*self.state.targets;
         let offload = offload(view, tables, self.queue, limit(hops, &self.state.facts.links));
         match (offload.excess(), self.engine) {
             (Some(excess), _) => (None, format!("queue: {excess}")),
@@ -489,7 +494,7 @@ impl Follower {
 }
 
 /// The families that this namespace does not forward, in words.
-fn forwarding() -> BTreeMap<Family, String> {
+fn unforwarded() -> BTreeMap<Family, String> {
     [(Family::Ipv4, "ipv4/ip_forward"), (Family::Ipv6, "ipv6/conf/all/forwarding")]
         .into_iter()
         .filter_map(|(family, name)| match sysctl::read(name) {

@@ -96,8 +96,7 @@ fn unserved(view: &View, targets: &Targets, facts: &Facts, service: &str, vip: I
     let mut reason = format!("Service {service} has no ready endpoint with an {family} address");
     for identifier in backend.table(vip).identifiers() {
         let mark = backend.first_mark + u32::from(*identifier);
-        let hop = targets.hops.iter().find(|hop| hop.mark == mark && hop.address.is_ipv4() == vip.is_ipv4());
-        match hop.map(|hop| obstacle(hop, facts)) {
+        match targets.hop(mark, vip).map(|hop| obstacle(hop, facts)) {
             Some(None) => return None,
             Some(Some(obstacle)) => reason = obstacle,
             None => {}

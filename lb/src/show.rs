@@ -252,6 +252,8 @@ fn word(status: &Status, endpoint: &Endpoint, has_way: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::counters::Reason;
     use crate::packet::Malformed;
@@ -286,8 +288,8 @@ mod tests {
         status.dead.insert("10.0.0.7".parse().unwrap());
         assert_eq!(state(&status, &BTreeMap::new()).endpoints[0].state, "no answer");
         status.dead.clear();
-        let endpoint = status.view.as_mut().unwrap().services.get_mut("a").unwrap().endpoints.get_mut(&7).unwrap();
-        endpoint.ready = false;
+        let view = Arc::make_mut(status.view.as_mut().unwrap());
+        view.services.get_mut("a").unwrap().endpoints.get_mut(&7).unwrap().ready = false;
         assert_eq!(state(&status, &BTreeMap::new()).endpoints[0].state, "draining");
     }
 }

@@ -23,9 +23,9 @@ use crate::targets::Targets;
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     /// The accepted objects; `None`: not read yet.
-    pub view: Option<View>,
+    pub view: Option<Arc<View>>,
     /// Tables, marks, ways to endpoints.
-    pub targets: Targets,
+    pub targets: Arc<Targets>,
     /// What the machine says.
     pub facts: Facts,
     /// What the router was told last.
@@ -80,8 +80,7 @@ impl Status {
         let backend = tables.backend(rank).ok_or(Reason::NoEndpoint)?;
         let table = backend.table(flow.destination);
         let without = table.without(choice.identifier);
-        let is_its = |address: &IpAddr| address.is_ipv4() == flow.destination.is_ipv4();
-        let hop = self.targets.hops.iter().find(|hop| hop.mark == choice.mark && is_its(&hop.address));
+        let hop = self.targets.hop(choice.mark, flow.destination);
         let link = |index| self.facts.links.get(index).map_or_else(|| "?".into(), |link| Arc::clone(&link.name));
         Ok(Trace {
             route: Arc::clone(route),
@@ -166,7 +165,14 @@ pub(crate) mod tests {
         let link = Link { index: 3, name: "int".into(), up: true, carrier: true, mtu: 1500, addresses };
         let facts = Facts { links: [(3, link)].into(), ..Facts::default() };
         let made = targets(&view, &facts.links, &mut Marks::default(), &Settings::default(), &Tables::default());
-        Status { view: Some(view), targets: made, facts, alive: true, source_reached: true, ..Status::default() }
+        Status {
+            view: Some(Arc::new(view)),
+            targets: Arc::new(made),
+            facts,
+            alive: true,
+            source_reached: true,
+            ..Status::default()
+        }
     }
 
     /// A flow to the VIP of [`example`].

@@ -7,7 +7,7 @@
 //! one step after that at the earliest, so that no packet in flight can reach a stranger.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -119,6 +119,15 @@ pub struct Targets {
     pub complaints: BTreeSet<String>,
     /// Maglev tables have this part of the size that they would have; 1, or 0 before the first view: all of it.
     pub part: u32,
+}
+
+impl Targets {
+    /// The way of packets of a mark to an address of the family of `vip`.
+    pub fn hop(&self, mark: u32, vip: IpAddr) -> Option<&Hop> {
+        let lowest: IpAddr = if vip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let next = self.hops.range(Hop { mark, address: lowest, interface: 0, onlink: false }..).next();
+        next.filter(|hop| hop.mark == mark && hop.address.is_ipv4() == vip.is_ipv4())
+    }
 }
 
 /// How to look at a view.

@@ -16,6 +16,7 @@ mod ways;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lab::{Connection, Lab, VIP4, VIP6, eventually, serving};
 use martlet_lb::control::{Answer, Request};
@@ -24,6 +25,7 @@ use martlet_lb::maglev::{Size, Table};
 use martlet_lb::offload::Engine;
 use martlet_lb::queue::Loop;
 use martlet_lb::show::State;
+use martlet_lb::status::Status;
 
 /// The application that the wire contract chooses for a flow of the client to port 4000.
 fn expected_of(vip: IpAddr, protocol: u8, port: u16, ready: &BTreeSet<u8>) -> u8 {
@@ -419,6 +421,31 @@ fn a_hung_queue_thread_takes_the_vips_with_it_and_brings_them_back() {
     assert!(at >= resumed && value.vips.values().all(|vip| vip.ready), "{value:?}");
     eventually("all queue threads answer", || state(&control).alive);
     assert_eq!(lab.exchange(VIP4, 3), [1, 1, 1]);
+    lb.end().unwrap();
+}
+
+#[test]
+fn a_family_that_is_off_keeps_nobody_busy_and_is_served_once_it_is_on() {
+    let lab = Lab::new("off", 1);
+    let forward = |on: u8| assert!(lab.run(&lab.lb(), &format!("sysctl -qw net.ipv6.conf.all.forwarding={on}")).0);
+    forward(0);
+    lab.configure(&[1].into());
+    let (sender, mut seen) = tokio::sync::watch::channel(Arc::<Status>::default());
+    let lb = lab.start(|options| options.status = Some(sender));
+    let ready = |status: &Status, vip: IpAddr| {
+        status.readiness.as_ref().is_some_and(|now| now.vips.iter().any(|(its, now)| its.addr() == vip && now.ready))
+    };
+    eventually("IPv4 is served, IPv6 is not", || ready(&seen.borrow(), VIP4) && !ready(&seen.borrow(), VIP6));
+    // The view is made anew whenever everything is gone through, at the start because links settle; the state is with each beat.
+    eventually("four beats go by without that", || {
+        let first = seen.borrow_and_update().view.clone().expect("there is one");
+        (0..4).all(|_| {
+            eventually("a beat", || seen.has_changed().expect("it runs"));
+            seen.borrow_and_update().view.as_ref().is_some_and(|view| Arc::ptr_eq(view, &first))
+        })
+    });
+    forward(1);
+    eventually("IPv6 is served", || ready(&seen.borrow(), VIP6));
     lb.end().unwrap();
 }
 

@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn readings_are_summed_also_when_a_counter_begins_again() {
-        let tables = example().targets.tables;
+        let tables = Arc::clone(&example().targets.tables);
         let mut counts = Counts::default();
         let mut read = |packets: u64| {
             counts.take(Reading::new(), [(5007, (packets, packets * 100))].into(), &tables);
