@@ -11,6 +11,9 @@ use anyhow::{Context, Result};
 use crate::sys::{self, Signal};
 use crate::wait::{Seen, until};
 
+/// For how long [`Process::load`] watches.
+const WATCHED: Duration = Duration::from_secs(5);
+
 /// A process. Clones name the same one; the [`crate::Lab`] ends it.
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -44,6 +47,16 @@ impl Process {
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let field = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok());
         field(11).zip(field(12)).map(|(user, system)| (user + system) * 10.0).context("/proc/<pid>/stat")
+    }
+
+    /// The CPU time that it takes now, milliseconds a second: it is watched for five of them.
+    ///
+    /// # Errors
+    /// It ends.
+    pub fn load(&self) -> Result<f64> {
+        let before = self.processor_ms()?;
+        std::thread::sleep(WATCHED);
+        Ok((self.processor_ms()? - before) / WATCHED.as_secs_f64())
     }
 
     /// Its process id.

@@ -66,8 +66,6 @@ struct State {
     view: Option<Arc<View>>,
     targets: Arc<Targets>,
     facts: Facts,
-    /// The families that this namespace does not forward, as `facts` has them too.
-    unforwarded: BTreeMap<Family, String>,
     /// Our routes and rules in the kernel.
     have: BTreeSet<Object>,
     /// Our nftables table in the kernel.
@@ -132,8 +130,7 @@ impl Follower {
         let next = targets(&view, &self.state.facts.links, &mut self.state.marks, &self.settings, &before);
         self.log(&view, &next);
         let new_hops: Vec<Hop> = next.hops.difference(&self.state.targets.hops).copied().collect();
-        self.state.unforwarded = unforwarded();
-        self.state.facts.blocked = self.state.unforwarded.clone();
+        self.state.facts.blocked = unforwarded();
         self.state.facts.refused = BTreeSet::new();
         let wanted = readiness(&view, &next, &self.state.facts, self.state.draining);
         if let Some(last) = self.server.last() {
@@ -291,7 +288,7 @@ impl Follower {
     pub fn is_incomplete(&self) -> bool {
         let State { facts, table, ingress, .. } = &self.state;
         // A family that is off for good is no reason: many a pod has but one.
-        let is_other = self.state.unforwarded != unforwarded();
+        let is_other = facts.blocked != unforwarded();
         !facts.refused.is_empty() || is_other || table.is_none() || !ingress.is_known()
     }
 

@@ -34,9 +34,6 @@ pub const FLOOD: u16 = 4001;
 /// Ten thousand endpoints take their time on a busy machine.
 const READY: Duration = Duration::from_mins(3);
 
-/// For how long one that has nothing to do is watched.
-const IDLE: Duration = Duration::from_secs(5);
-
 /// Who chooses the way from client to sink.
 #[derive(Clone, Copy, Debug)]
 pub enum Middle {
@@ -208,15 +205,12 @@ impl Stage {
         }
     }
 
-    /// The CPU time that its load balancer takes in a second when nothing happens, milliseconds.
+    /// The CPU time that its load balancer takes when nothing happens, milliseconds a second.
     ///
     /// # Errors
     /// There is none, or it ended.
     pub fn idle(&self) -> Result<f64> {
-        let process = self.process.as_ref().context("there is no load balancer")?;
-        let before = process.processor_ms()?;
-        std::thread::sleep(IDLE);
-        Ok((process.processor_ms()? - before) / IDLE.as_secs_f64())
+        self.process.as_ref().context("there is no load balancer")?.load()
     }
 
     /// Adds a file of objects, or replaces it.

@@ -21,9 +21,6 @@ use crate::sys::Signal;
 use crate::wait::{LIMIT, Seen, until};
 use crate::wire::{Event, What};
 
-/// For how long the idle router is watched.
-const IDLE: Duration = Duration::from_secs(5);
-
 /// Whose figures stand beside ours.
 const BIRD: &str = "bird";
 /// The row of many routes that come.
@@ -420,9 +417,7 @@ fn idle() -> Result<[[Vec<f64>; 2]; 2]> {
         bench.up()?;
         std::thread::sleep(Duration::from_secs(2));
         let process = bench.process()?;
-        let before = process.processor_ms()?;
-        std::thread::sleep(IDLE);
-        processor[index].push((process.processor_ms()? - before) / IDLE.as_secs_f64());
+        processor[index].push(process.load()?);
         let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: f64 = resident.trim().trim_end_matches("kB").trim().parse()?;

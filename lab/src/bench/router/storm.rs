@@ -165,9 +165,9 @@ pub fn beside(runs: usize) -> Result<[Beside; 3]> {
         bench.up()?;
         std::thread::sleep(CALM);
         let mut changes = Changes::new(bench.stage.lb.as_ref().context("there is no load balancer")?, &vips, hearer)?;
-        come.add(&changes.during(true, || talking(&mut feeder, &announced, || counter.wait(true, LIMIT)))?);
+        come.add(&talking(&mut feeder, &announced, || changes.during(true, || counter.wait(true, LIMIT)))?);
         changes.all(true)?;
-        go.add(&changes.during(false, || talking(&mut feeder, &withdrawn, || counter.wait(false, LIMIT)))?);
+        go.add(&talking(&mut feeder, &withdrawn, || changes.during(false, || counter.wait(false, LIMIT)))?);
         changes.all(true)?;
         talking(&mut feeder, &announced, || counter.wait(true, LIMIT))?;
         end.add(&changes.during(false, || cease(feeder).and_then(|()| counter.wait(false, LIMIT)))?);
@@ -190,32 +190,21 @@ pub fn repaired_beside() -> Result<usize> {
     bench.up()?;
     let feed = feed(true)?;
     repaired(&bench.stage.pod)?;
-    let end = AtomicBool::new(false);
-    let times = std::thread::scope(|scope| {
-        let deletions = scope.spawn(|| {
-            let (first, mut times) = (prefix(0).to_string(), Vec::new());
-            until("the first route", LIMIT, || {
-                let route = bench.stage.pod.output("ip", &["route", "show", "table", "4096", &first])?;
-                Ok(if route.is_empty() { Seen::not_yet("it is not there") } else { Seen::Yes(()) })
-            })?;
-            loop {
-                std::thread::sleep(DELETIONS);
-                let start = Instant::now();
-                repaired(&bench.stage.pod)?;
-                if end.load(Ordering::Relaxed) {
-                    return anyhow::Ok(times);
-                }
-                times.push(millis(start.elapsed()));
+    let (pod, first) = (&bench.stage.pod, prefix(0).to_string());
+    let delete = |end: &AtomicBool| {
+        shown(pod, "the first route", &["table", "4096", &first])?;
+        let mut times = Vec::new();
+        loop {
+            std::thread::sleep(DELETIONS);
+            let start = Instant::now();
+            repaired(pod)?;
+            if end.load(Ordering::Relaxed) {
+                return Ok(times);
             }
-        });
-        let come = talking(&mut feeder, &feed, || {
-            let come = counter.wait(true, LIMIT);
-            end.store(true, Ordering::Relaxed);
-            come
-        });
-        let times = joined(deletions);
-        come.and(times)
-    })?;
+            times.push(millis(start.elapsed()));
+        }
+    };
+    let (_, times) = talking(&mut feeder, &feed, || meanwhile(|| counter.wait(true, LIMIT), delete))?;
     println!("  deleted while {MANY} routes came, and back after so many milliseconds: {times:.1?}");
     bench.end()?;
     Ok(times.len())
@@ -224,9 +213,14 @@ pub fn repaired_beside() -> Result<usize> {
 /// Deletes the blackhole and waits until it is back.
 fn repaired(pod: &Namespace) -> Result<()> {
     pod.ip(&format!("route del {BLACKHOLE}"))?;
-    until("the blackhole to be back", LIMIT, || {
-        let routes = pod.output("ip", &["route", "show", "table", "4097"])?;
-        Ok(if routes.is_empty() { Seen::not_yet("it is gone") } else { Seen::Yes(()) })
+    shown(pod, "the blackhole to be back", &["table", "4097"])
+}
+
+/// Waits for a route that `ip route show` finds with these words.
+fn shown(pod: &Namespace, what: &str, words: &[&str]) -> Result<()> {
+    until(what, LIMIT, || {
+        let routes = pod.output("ip", &[&["route", "show"], words].concat())?;
+        Ok(if routes.is_empty() { Seen::not_yet("it is not there") } else { Seen::Yes(()) })
     })
 }
 
@@ -258,14 +252,7 @@ impl<'a> Changes<'a> {
 
     /// One after the other changes while `work` is done: how long each took that was through before the work was, milliseconds.
     fn during<T>(&mut self, ready: bool, work: impl FnOnce() -> Result<T>) -> Result<Vec<f64>> {
-        let end = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let changes = scope.spawn(|| self.change(ready, &end));
-            let done = work();
-            end.store(true, Ordering::Relaxed);
-            let times = joined(changes);
-            done.and(times)
-        })
+        Ok(meanwhile(work, |end| self.change(ready, end))?.1)
     }
 
     fn change(&mut self, ready: bool, end: &AtomicBool) -> Result<Vec<f64>> {
@@ -329,13 +316,21 @@ fn session(bench: &Bench, number: u8) -> Result<Player> {
 
 /// Does `work` while the feeder says its words, and then keeps its session.
 fn talking<T>(feeder: &mut Player, words: &[u8], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    Ok(meanwhile(work, |end| feeder.say(words).and_then(|()| feeder.keep(ALIVE, end)))?.0)
+}
+
+/// Does `work`, and `other` beside it until the work is done and its flag says so.
+fn meanwhile<T, U: Send>(
+    work: impl FnOnce() -> Result<T>,
+    other: impl FnOnce(&AtomicBool) -> Result<U> + Send,
+) -> Result<(T, U)> {
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let talk = scope.spawn(|| feeder.say(words).and_then(|()| feeder.keep(ALIVE, &end)));
+        let other = scope.spawn(|| other(&end));
         let done = work();
         end.store(true, Ordering::Relaxed);
-        let talked = joined(talk);
-        done.and_then(|value| talked.map(|()| value))
+        let other = joined(other);
+        Ok((done?, other?))
     })
 }
 
