@@ -110,7 +110,7 @@ pub struct Choice {
     pub slot: u32,
     /// The endpoint's identifier.
     pub identifier: u16,
-    /// Mark and table of the endpoint.
+    /// The endpoint's mark.
     pub mark: u32,
     /// The endpoint's port, where it is another than the VIP's.
     #[serde(default)]

@@ -14,6 +14,9 @@
 //! ```
 //!
 //! The place of a node depends on its marks alone, so that an endpoint more or less touches nothing of the others.
+//!
+//! The kernel keeps tables in 256 lists, by the low octet of their number, and walks those of the tables `default`, `main` and
+//! `local` (253 to 255) to their ends for every packet. Of thousands of endpoints none is put there: see [`table`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,9 +44,26 @@ const METRIC: u32 = 20;
 pub fn owner() -> Owner {
     Owner {
         protocol: PROTOCOL,
-        tables: vec![FIRST_MARK..=END_OF_MARKS - 1],
+        tables: vec![FIRST_MARK..=END_OF_MARKS - 1, BESIDE..=table((END_OF_MARKS - 1) | 0xff)],
         priorities: vec![ENTRY..=ENTRY, LEVELS[2].priority..=LEVELS[0].priority + 2 * (0xffff >> 4) + 1],
     }
+}
+
+/// Low octets from here on are those of tables that every packet is asked against.
+const BUSY: u32 = 253;
+/// Marks above the low octet: those of the first thousand endpoints take fifteen places in the busy lists, which does no harm.
+const MANY: u32 = 24;
+/// The first of the tables that are not of their mark's number.
+const BESIDE: u32 = 1 << 16;
+
+/// The table of a mark: of the same number, except that from 6144 on none is in a list that every packet walks.
+pub const fn table(mark: u32) -> u32 {
+    let (high, low) = (mark >> 8, mark & 0xff);
+    if high < MANY || low < BUSY {
+        return mark;
+    }
+    let number = (high - MANY) * (256 - BUSY) + low - BUSY;
+    BESIDE + ((number / BUSY) << 8) + number % BUSY
 }
 
 /// A level of the tree: nodes of equal width.
@@ -92,7 +112,7 @@ fn route(hop: &Hop) -> Route {
     };
     let next_hop =
         NextHop { gateway: Some(hop.address), interface: Some(hop.interface), weight: 1, onlink: hop.onlink };
-    Route { table: hop.mark, prefix, metric: METRIC, kind: RouteKind::Unicast(vec![next_hop]) }
+    Route { table: table(hop.mark), prefix, metric: METRIC, kind: RouteKind::Unicast(vec![next_hop]) }
 }
 
 /// The tree of one family: a leaf for each of `leaves`, and a drop for every other mark from 5000 to `end`.
@@ -110,7 +130,7 @@ fn tree(family: Family, leaves: &BTreeSet<u32>, end: u32) -> BTreeSet<Rule> {
     // By level: the nodes that exist, each by the lowest mark that it holds.
     let mut nodes: [BTreeMap<u32, u32>; 3] = Default::default();
     for leaf in leaves {
-        let mut way_in = (marks(*leaf, 0), Action::Table(*leaf));
+        let mut way_in = (marks(*leaf, 0), Action::Table(table(*leaf)));
         for (level, nodes) in LEVELS.iter().zip(&mut nodes) {
             let node = level.node(*leaf);
             rules.insert(rule(node, way_in.0, way_in.1));

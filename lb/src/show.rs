@@ -75,7 +75,7 @@ pub struct ServiceState {
     pub max_endpoints: u32,
     /// Slots of its Maglev table; 0: it has none, because no route leads to it.
     pub slots: u32,
-    /// The mark (and table) of its identifier 0.
+    /// The mark of its identifier 0.
     pub first_mark: u32,
 }
 
@@ -94,7 +94,7 @@ pub struct EndpointState {
     pub ipv6: Option<Ipv6Addr>,
     /// In words: ready, draining, not ready, no answer, no way.
     pub state: String,
-    /// Mark and table; 0: none.
+    /// Its mark; 0: none.
     pub mark: u32,
     /// The interface to it.
     pub interface: String,

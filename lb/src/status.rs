@@ -17,6 +17,7 @@ use crate::engine::{Backend, Choice};
 use crate::hash::Flow;
 use crate::maglev::Moves;
 use crate::ready::Facts;
+use crate::rules::table;
 use crate::targets::Targets;
 
 /// All of it, renewed with every beat and every change.
@@ -53,7 +54,7 @@ pub struct Trace {
     pub route: Arc<str>,
     /// Its Service.
     pub service: Arc<str>,
-    /// Slot, identifier and mark (which is the table's number).
+    /// Slot, identifier and mark.
     pub choice: Choice,
     /// Slots of the Maglev table.
     pub slots: u32,
@@ -108,7 +109,7 @@ impl fmt::Display for Trace {
         writeln!(f, "Service    {}", self.service)?;
         writeln!(f, "slot       {slot} of {}", self.slots)?;
         writeln!(f, "endpoint   {identifier} ({})", self.endpoint.as_deref().unwrap_or("unknown"))?;
-        writeln!(f, "mark       {mark:#x}, table {mark}")?;
+        writeln!(f, "mark       {mark:#x}, table {}", table(mark))?;
         if let Some(port) = target_port {
             writeln!(f, "port       {port} at the endpoint")?;
         }

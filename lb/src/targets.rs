@@ -94,7 +94,7 @@ fn first_gap(taken: &[Block], size: u32) -> Option<Block> {
 /// An endpoint's address and the way to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hop {
-    /// Mark and table.
+    /// Its mark.
     pub mark: u32,
     /// The endpoint.
     pub address: IpAddr,

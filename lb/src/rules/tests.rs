@@ -36,14 +36,14 @@ fn walk(rules: &BTreeSet<Rule>, mark: u32) -> (Option<Action>, usize) {
 proptest! {
     #[test]
     fn each_leaf_finds_its_table_and_no_other_mark_of_ours_leaves(
-        leaves in prop::collection::btree_set(5000_u32..6500, 0..80), beyond in 0_u32..300,
+        leaves in prop::collection::btree_set(5000_u32..6900, 0..80), beyond in 0_u32..300,
         foreign in prop::collection::vec(any::<u32>(), 20),
     ) {
         let end = leaves.last().map_or(5000, |last| last + 1) + beyond;
         let rules = tree(Family::Ipv4, &leaves, end);
         for mark in (4096..7000).chain(foreign) {
             let wanted = match mark {
-                mark if leaves.contains(&mark) => Some(Action::Table(mark)),
+                mark if leaves.contains(&mark) => Some(Action::Table(table(mark))),
                 mark if (5000..end).contains(&mark) => Some(Action::Blackhole),
                 mark if (5000..end.next_multiple_of(256)).contains(&mark) && end > 5000 => Some(Action::Blackhole),
                 _ => None,
@@ -83,6 +83,17 @@ fn ten_thousand_endpoints_cost_a_packet_a_few_dozen_rules() {
     assert!(entries(5000, 15_000).len() <= 10, "what an unmarked packet walks");
     let owner = owner();
     assert!(rules.iter().all(|rule| owner.priorities.iter().any(|range| range.contains(&rule.priority))));
+}
+
+#[test]
+fn every_mark_has_a_table_of_its_own_and_few_are_where_every_packet_looks() {
+    let owner = owner();
+    let tables: BTreeSet<u32> = (FIRST_MARK..END_OF_MARKS).map(table).collect();
+    assert_eq!(tables.len(), usize::try_from(END_OF_MARKS - FIRST_MARK).unwrap(), "no two share one");
+    assert!(tables.iter().all(|table| owner.tables.iter().any(|range| range.contains(table))));
+    assert_eq!(tables.iter().filter(|table| **table % 256 >= 253).count(), 15, "of the first thousand endpoints");
+    assert_eq!([5000, 5117, 6143, 6144, 6396].map(table), [5000, 5117, 6143, 6144, 6396], "of the mark's number");
+    assert_eq!([6397, 6398, 6653, 49_919].map(table), [65_536, 65_537, 65_539, 66_054]);
 }
 
 #[test]

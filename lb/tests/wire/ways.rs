@@ -182,6 +182,31 @@ fn an_endpoint_that_changes_its_address_or_its_hardware_is_found() {
     lb.end().unwrap();
 }
 
+#[test]
+fn an_endpoint_beyond_the_first_thousand_is_reached_by_a_table_that_not_every_packet_walks_past() {
+    let lab = Lab::new("beside", 1);
+    lab.configure(&[1].into());
+    let objects = std::fs::read_to_string(lab.folder.join("config/objects.yaml")).expect("objects");
+    // Mark 6397 is 0x18fd: a table of this number would share a list with the kernel's own.
+    let many = objects
+        .replace("zone: \"1\"", "zone: \"1397\"")
+        .replace("  name: a\n", "  name: a\n  annotations: {meridio-experiment/service-max-endpoints: \"2000\"}\n");
+    lab.add("objects.yaml", &many);
+    let lb = lab.start(|_| {});
+    lab.wait_ready(true);
+    let has_way = |table: u32| {
+        ["ip", "ip -6"].map(|ip| lab.run(&lab.lb(), &format!("{ip} route show table {table}")).1.contains("default"))
+    };
+    assert_eq!([65_536, 6397].map(has_way), [[true; 2], [false; 2]]);
+    for vip in [VIP4, VIP6] {
+        assert_eq!(lab.exchange(vip, 20), [1; 20], "{vip}");
+    }
+    assert!(lab.run(&lab.lb(), "ip route flush table 65536").0);
+    eventually("the route is back", || has_way(65_536) == [true; 2]);
+    lb.end().unwrap();
+    assert_eq!(has_way(65_536), [false; 2], "nothing is left");
+}
+
 impl Lab {
     /// In the client: one datagram of these octets from a port; who answered.
     fn say(&self, vip: std::net::IpAddr, port: u16, word: &'static [u8]) -> Option<u8> {
