@@ -29,6 +29,8 @@ pub struct Classifier {
     names: Vec<Arc<str>>,
     /// By rank: the UDP port behind which a route takes SCTP.
     sctp_in_udp: Vec<Option<u16>>,
+    /// Whether any of them is there.
+    looks_for_sctp: bool,
     /// By rank: protocol number and port of the VIP -> port of the endpoint.
     translations: Vec<BTreeMap<(u8, u16), u16>>,
     /// Sorted by VIP.
@@ -86,7 +88,7 @@ impl Classifier {
             }
         }
         let vips = by_vip.into_iter().map(|(vip, routes)| (vip, Groups::new(vip, &routes))).collect();
-        let sctp_in_udp = sorted.iter().map(|(_, route)| route.sctp_in_udp_port).collect();
+        let sctp_in_udp: Vec<_> = sorted.iter().map(|(_, route)| route.sctp_in_udp_port).collect();
         let translations = sorted.iter().map(|(_, route)| {
             let all = crate::translate::translations(route);
             all.map(|((transport, port), target)| ((number(transport), port), target)).collect()
@@ -96,6 +98,7 @@ impl Classifier {
         let transport_octets = ends.map(|wanted| wanted.offset.saturating_add(wanted.octets.into())).max();
         Self {
             names: sorted.into_iter().map(|(name, _)| Arc::clone(name)).collect(),
+            looks_for_sctp: sctp_in_udp.iter().any(Option::is_some),
             sctp_in_udp,
             translations,
             vips,
@@ -121,8 +124,7 @@ impl Classifier {
     /// The ranks of the routes that match a flow, best first. `transport` are the octets from its header on, for byte
     /// matches; `None`: there are none to look at (the packet inside an error, an echo), byte matches are taken as met.
     pub fn matches<'a>(&'a self, flow: &Flow, transport: Option<&'a [u8]>) -> impl Iterator<Item = u32> + use<'a> {
-        let group = self.group(flow);
-        let found = group.and_then(|group| {
+        let mut found = self.group(flow).and_then(|group| {
             let sets = [
                 group.source.find(&bits(flow.source))?,
                 group.source_port.find(&flow.source_port)?,
@@ -130,8 +132,9 @@ impl Classifier {
             ];
             Some((group, Intersection::new(sets)))
         });
-        found.into_iter().flat_map(move |(group, locals)| {
-            locals.filter_map(move |local| {
+        std::iter::from_fn(move || {
+            let (group, locals) = found.as_mut()?;
+            locals.find_map(|local| {
                 let (rank, byte_matches) = group.routes.get(local)?;
                 let met = |octets| byte_matches.iter().all(|byte_match| is_met(byte_match, octets));
                 transport.is_none_or(met).then_some(*rank)
@@ -141,7 +144,8 @@ impl Classifier {
 
     /// Whether some route of the VIP looks for SCTP in UDP packets to this port.
     pub fn has_sctp_in_udp(&self, vip: IpAddr, port: u16) -> bool {
-        self.groups(vip).is_some_and(|groups| groups.sctp_in_udp.contains(&port))
+        // Mostly nobody does: that is known without the VIP.
+        self.looks_for_sctp && self.groups(vip).is_some_and(|groups| groups.sctp_in_udp.contains(&port))
     }
 
     /// The UDP port behind which the route of a rank takes SCTP.

@@ -8,7 +8,7 @@
 //! (RFC 9293), UDP (RFC 768) and SCTP (RFC 9260), all of which begin with two 16-bit ports.
 #![warn(clippy::indexing_slicing)]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use nom::bytes::complete::take;
 use nom::number::complete::{be_u8, be_u16, be_u32, be_u128};
@@ -188,11 +188,11 @@ fn cut(octets: &[u8], length: u32) -> &[u8] {
 }
 
 fn ipv4(octets: &[u8]) -> Result<Network<'_>, Malformed> {
-    type Header = (u8, u8, u16, u16, u16, u8, u8, u16, u32, u32);
-    let parsed: Parsed<'_, Header> =
-        (be_u8, be_u8, be_u16, be_u16, be_u16, be_u8, be_u8, be_u16, be_u32, be_u32).parse(octets);
-    let (_, (first, _, length, id, flags, _, protocol, _, source, destination)) =
-        parsed.map_err(|_| Malformed::TruncatedNetwork)?;
+    // What nearly every packet begins with, taken apart at once.
+    let [first, _, l0, l1, i0, i1, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
+        *octets.first_chunk().ok_or(Malformed::TruncatedNetwork)?;
+    let [length, id, flags] = [[l0, l1], [i0, i1], [f0, f1]].map(u16::from_be_bytes);
+    let [source, destination] = [[s0, s1, s2, s3], [d0, d1, d2, d3]].map(|octets| IpAddr::V4(octets.into()));
     let header = u32::from(first & 0xf) * 4;
     if header < 20 {
         return Err(Malformed::HeaderLength);
@@ -203,13 +203,13 @@ fn ipv4(octets: &[u8]) -> Result<Network<'_>, Malformed> {
         0 => (octets, None),
         _ => (cut(octets, length), Some(length.checked_sub(header).ok_or(Malformed::TotalLength)?)),
     };
-    let parsed: Parsed<'_, &[u8]> = take(header).parse(octets);
-    let (payload, _) = parsed.map_err(|_| Malformed::TruncatedNetwork)?;
+    let payload = usize::try_from(header).ok().and_then(|header| octets.get(header..));
+    let payload = payload.ok_or(Malformed::TruncatedNetwork)?;
     let (more, offset) = (flags & 0x2000 != 0, u32::from(flags & 0x1fff) * 8);
     let fragment = (more || offset > 0).then_some(Fragment { id: u32::from(id), offset, more });
     let mut network = Network {
-        source: Ipv4Addr::from_bits(source).into(),
-        destination: Ipv4Addr::from_bits(destination).into(),
+        source,
+        destination,
         protocol,
         length,
         dont_fragment: flags & 0x4000 != 0,
@@ -293,9 +293,8 @@ fn content<'a>(network: &Network<'a>) -> Result<Content<'a>, Malformed> {
     let octets = network.payload;
     match (network.protocol, network.source) {
         (protocol::TCP | protocol::UDP | protocol::SCTP, _) => {
-            let parsed: Parsed<'_, (u16, u16)> = (be_u16, be_u16).parse(octets);
-            let (_, (source, destination)) = parsed.map_err(|_| Malformed::TruncatedTransport)?;
-            Ok(Content::Ports { source, destination })
+            let [a, b, c, d] = *octets.first_chunk().ok_or(Malformed::TruncatedTransport)?;
+            Ok(Content::Ports { source: u16::from_be_bytes([a, b]), destination: u16::from_be_bytes([c, d]) })
         }
         (protocol::ICMP, IpAddr::V4(_)) => icmp(octets, |kind| matches!(kind, 3 | 4 | 5 | 11 | 12), [8, 0]),
         (protocol::ICMPV6, IpAddr::V6(_)) => icmp(octets, |kind| kind < 128, [128, 129]),
