@@ -27,10 +27,8 @@ const TRANSPORT_OCTETS: u16 = 20;
 pub struct Classifier {
     /// By rank: the first is asked first.
     names: Vec<Arc<str>>,
-    /// By rank: the UDP port behind which a route takes SCTP.
-    sctp_in_udp: Vec<Option<u16>>,
-    /// Whether any of them is there.
-    looks_for_sctp: bool,
+    /// By rank, of the routes that take SCTP behind a UDP port: that port.
+    sctp_in_udp: BTreeMap<u32, u16>,
     /// By rank: protocol number and port of the VIP -> port of the endpoint.
     translations: Vec<BTreeMap<(u8, u16), u16>>,
     /// Sorted by VIP.
@@ -88,7 +86,8 @@ impl Classifier {
             }
         }
         let vips = by_vip.into_iter().map(|(vip, routes)| (vip, Groups::new(vip, &routes))).collect();
-        let sctp_in_udp: Vec<_> = sorted.iter().map(|(_, route)| route.sctp_in_udp_port).collect();
+        let sctp_in_udp =
+            (0..).zip(&sorted).filter_map(|(rank, (_, route))| Some((rank, route.sctp_in_udp_port?))).collect();
         let translations = sorted.iter().map(|(_, route)| {
             let all = crate::translate::translations(route);
             all.map(|((transport, port), target)| ((number(transport), port), target)).collect()
@@ -98,7 +97,6 @@ impl Classifier {
         let transport_octets = ends.map(|wanted| wanted.offset.saturating_add(wanted.octets.into())).max();
         Self {
             names: sorted.into_iter().map(|(name, _)| Arc::clone(name)).collect(),
-            looks_for_sctp: sctp_in_udp.iter().any(Option::is_some),
             sctp_in_udp,
             translations,
             vips,
@@ -124,7 +122,7 @@ impl Classifier {
     /// The ranks of the routes that match a flow, best first. `transport` are the octets from its header on, for byte
     /// matches; `None`: there are none to look at (the packet inside an error, an echo), byte matches are taken as met.
     pub fn matches<'a>(&'a self, flow: &Flow, transport: Option<&'a [u8]>) -> impl Iterator<Item = u32> + use<'a> {
-        let mut found = self.group(flow).and_then(|group| {
+        let found = self.group(flow).and_then(|group| {
             let sets = [
                 group.source.find(&bits(flow.source))?,
                 group.source_port.find(&flow.source_port)?,
@@ -132,25 +130,18 @@ impl Classifier {
             ];
             Some((group, Intersection::new(sets)))
         });
-        std::iter::from_fn(move || {
-            let (group, locals) = found.as_mut()?;
-            locals.find_map(|local| {
-                let (rank, byte_matches) = group.routes.get(local)?;
-                let met = |octets| byte_matches.iter().all(|byte_match| is_met(byte_match, octets));
-                transport.is_none_or(met).then_some(*rank)
-            })
-        })
+        ranks(found, transport)
     }
 
     /// Whether some route of the VIP looks for SCTP in UDP packets to this port.
     pub fn has_sctp_in_udp(&self, vip: IpAddr, port: u16) -> bool {
         // Mostly nobody does: that is known without the VIP.
-        self.looks_for_sctp && self.groups(vip).is_some_and(|groups| groups.sctp_in_udp.contains(&port))
+        !self.sctp_in_udp.is_empty() && self.groups(vip).is_some_and(|groups| groups.sctp_in_udp.contains(&port))
     }
 
     /// The UDP port behind which the route of a rank takes SCTP.
     pub fn sctp_in_udp_port(&self, rank: u32) -> Option<u16> {
-        self.sctp_in_udp.get(usize::try_from(rank).ok()?).copied().flatten()
+        self.sctp_in_udp.get(&rank).copied()
     }
 
     /// The endpoint's port for a port of the VIP, if the route of a rank translates it.
@@ -165,9 +156,7 @@ impl Classifier {
             let set = group.source.find(&bits(flow.source))?;
             Some((group, Intersection::new([set; 3])))
         });
-        found
-            .into_iter()
-            .flat_map(|(group, locals)| locals.filter_map(|local| group.routes.get(local).map(|(rank, _)| *rank)))
+        ranks(found, None)
     }
 
     fn group(&self, flow: &Flow) -> Option<&Group> {
@@ -183,6 +172,21 @@ impl Classifier {
         let place = self.vips.binary_search_by_key(&vip, |(vip, _)| *vip).ok()?;
         self.vips.get(place).map(|(_, groups)| groups)
     }
+}
+
+/// The ranks of a group's routes, best first; byte matches are asked of `transport`, without it they are taken as met.
+fn ranks<'a>(
+    mut found: Option<(&'a Group, Intersection<'a>)>,
+    transport: Option<&'a [u8]>,
+) -> impl Iterator<Item = u32> + use<'a> {
+    std::iter::from_fn(move || {
+        let (group, locals) = found.as_mut()?;
+        locals.find_map(|local| {
+            let (rank, byte_matches) = group.routes.get(local)?;
+            let met = |octets| byte_matches.iter().all(|byte_match| is_met(byte_match, octets));
+            transport.is_none_or(met).then_some(*rank)
+        })
+    })
 }
 
 /// The number of a protocol.

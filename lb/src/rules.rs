@@ -16,7 +16,7 @@
 //! The place of a node depends on its marks alone, so that an endpoint more or less touches nothing of the others.
 //!
 //! The kernel keeps tables in 256 lists, by the low octet of their number, and walks those of the tables `default`, `main` and
-//! `local` (253 to 255) to their ends for every packet. Of thousands of endpoints none is put there: see [`table`].
+//! `local` (253 to 255) to their ends for every packet. From mark 6144 on none of ours is put there: see [`table`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -51,7 +51,7 @@ pub fn owner() -> Owner {
 
 /// Low octets from here on are those of tables that every packet is asked against.
 const BUSY: u32 = 253;
-/// Marks above the low octet: those of the first thousand endpoints take fifteen places in the busy lists, which does no harm.
+/// From here on (a mark without its low octet) it matters: the fifteen tables of lower marks that are there do no harm.
 const MANY: u32 = 24;
 /// The first of the tables that are not of their mark's number.
 const BESIDE: u32 = 1 << 16;

@@ -1,10 +1,10 @@
 //! From a view of the objects and the links of the machine to what packets and kernel are told: tables, marks, next hops.
 //!
 //! Identifiers are per Service, marks are per pod: each Service owns a block of marks, `first mark + identifier`, as long
-//! as it may have endpoints. The first Service by name of a new process begins at 5000, so that with one Service the mark,
-//! the table and `5000 + identifier` are the same number. A mark says nothing to another pod: only the choice of the
-//! endpoint is a contract between replicas. A block stays where it is while its Service exists, and is given to another
-//! one step after that at the earliest, so that no packet in flight can reach a stranger.
+//! as it may have endpoints. The first Service by name of a new process begins at 5000, so that with one Service the mark
+//! is `5000 + identifier`, and so is the table (but see [`table`](crate::rules::table)). A mark says nothing to another
+//! pod: only the choice of the endpoint is a contract between replicas. A block stays where it is while its Service
+//! exists, and is given to another one step after that at the earliest, so that no packet in flight can reach a stranger.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
