@@ -102,6 +102,9 @@ struct QueueArgs {
     /// While no thread listens nftables chooses, as far as it can, instead of the queue dropping everything.
     #[arg(long, env = "MARTLET_QUEUE_BYPASS")]
     bypass: bool,
+    /// From so many endpoints on a link on, those whose Ethernet address is known are reached past their routing tables; 0: never.
+    #[arg(long, env = "MARTLET_DIRECT_FROM", default_value_t = Options::default().direct_from, value_name = "ENDPOINTS")]
+    direct_from: usize,
     /// Pick the queue by the CPU of a packet instead of the hash of its addresses.
     #[arg(long, env = "MARTLET_QUEUE_FANOUT")]
     fanout: bool,
@@ -150,6 +153,7 @@ impl Args {
             liveness: self.liveness,
             bypass: queue.bypass,
             fanout: queue.fanout,
+            direct_from: queue.direct_from,
             drain: Duration::from_secs(self.drain),
             table_size: self.table_size,
             metrics: address("--metrics", &self.metrics)?,

@@ -15,9 +15,10 @@ use martlet_api::objects::Objects;
 use martlet_api::view::{Condition, ObjectName, View};
 use martlet_netlink::link::{Reachability, sysctl};
 use martlet_netlink::nft::{self, Layer, Queue};
-use martlet_netlink::{Change, Family, Kernel, Object, ObjectsChanged, diff};
+use martlet_netlink::{Change, Family, Kernel, NeighborChange, Object, ObjectsChanged, diff};
 
 use crate::counters::Counters;
+use crate::direct::{self, Direct};
 use crate::engine::FragmentMode;
 use crate::ingress::Ingress;
 use crate::offload::counts::{self, Counts};
@@ -72,6 +73,8 @@ struct State {
     table: Option<nft::Table>,
     /// The one of the short way.
     ingress: Ingress,
+    /// The direct way.
+    direct: Direct,
     /// What nftables forwarded by itself.
     counts: Counts,
     /// Not to be read before.
@@ -98,8 +101,10 @@ impl Follower {
         (kernel, nft): (Kernel, nft::Connection),
         (engine, queue, queues): (Engine, Queue, Queues),
         server: Server,
+        direct: Direct,
     ) -> Self {
-        Self { gateway, settings, kernel, nft, queue, engine, queues, server, state: State::default() }
+        let state = State { direct, ..State::default() };
+        Self { gateway, settings, kernel, nft, queue, engine, queues, server, state }
     }
 
     /// Reads links, routes and rules anew.
@@ -119,6 +124,7 @@ impl Follower {
             tracing::warn!(%object, "somebody deleted a kernel object of ours");
             self.state.have.remove(object);
         }
+        self.state.direct.objects_removed(&changed.removed);
         self.state.have.extend(changed.appeared);
     }
 
@@ -142,6 +148,10 @@ impl Follower {
         self.state.view = Some(Arc::new(view));
         self.state.targets = Arc::new(next);
 
+        if self.state.direct.prepare(&self.state.targets, &self.state.facts.links) {
+            let turn = self.queues.poke();
+            self.wait_for(turn).await;
+        }
         let want = rules::objects(&self.state.targets);
         let (removals, additions): (Vec<Change>, Vec<Change>) =
             diff(&self.state.have, &want).into_iter().partition(|change| matches!(change, Change::Remove(_)));
@@ -150,14 +160,29 @@ impl Follower {
         self.apply_nftables().await;
         self.tell();
         self.resolve(&new_hops).await;
+        self.settle_direct().await;
         if objects.synced && !removals.is_empty() {
-            let let_go = tokio::time::timeout(LETTING_GO, self.queues.answered(turn)).await;
-            if let_go.is_err() {
-                tracing::warn!(queues = ?self.queues.silent(turn), "queue threads do not answer");
-            }
+            self.wait_for(turn).await;
             self.apply(&removals).await;
             self.tell();
         }
+    }
+
+    /// Waits for a while until every thread has answered.
+    async fn wait_for(&self, turn: u64) {
+        if tokio::time::timeout(LETTING_GO, self.queues.answered(turn)).await.is_err() {
+            tracing::warn!(queues = ?self.queues.silent(turn), "queue threads do not answer");
+        }
+    }
+
+    /// Takes note of what became of neighbours.
+    pub fn neighbors_changed(&mut self, changes: Vec<NeighborChange>) {
+        self.state.direct.neighbors_changed(changes);
+    }
+
+    /// Makes the direct way follow, if there is news for it.
+    pub async fn settle_direct(&mut self) {
+        self.state.direct.settle(&mut self.kernel, &mut self.nft, &self.state.facts.refused).await;
     }
 
     /// Asks for the neighbours of new hops, so that the first packet finds them known; a kernel that cannot do it will ask by
@@ -282,6 +307,7 @@ impl Follower {
         tracing::warn!("somebody changed our nftables table");
         self.state.table = None;
         self.state.ingress.forget();
+        self.state.direct.forget();
     }
 
     /// Whether the kernel has refused something, or forwards now what it did not, so that it is worth trying again.
@@ -294,7 +320,7 @@ impl Follower {
 
     /// All that is known.
     pub fn status(&self) -> Status {
-        let State { view, targets, facts, engine, alive, reached, partial, .. } = &self.state;
+        let State { view, targets, facts, engine, alive, reached, partial, direct, .. } = &self.state;
         let mut counters = self.queues.counters();
         self.state.counts.add_to(&mut counters);
         self.state.ingress.add_to(&mut counters);
@@ -305,6 +331,7 @@ impl Follower {
             readiness: self.server.last().cloned(),
             connectivity: *self.server.connectivity().borrow(),
             engine: engine.clone(),
+            direct: direct.reached().map(|(addresses, link)| (addresses, link.into())),
             alive: *alive,
             counters,
             dead: self.settings.dead.clone(),
@@ -509,6 +536,7 @@ fn unforwarded() -> BTreeMap<Family, String> {
 pub async fn remove(kernel: &mut Kernel, nft: &mut nft::Connection) -> anyhow::Result<()> {
     // A kernel without that family holds nothing of it, and says so.
     let _ = nft.delete(Layer::Netdev, NFT_TABLE);
+    direct::remove(kernel, nft).await?;
     nft.delete(Layer::Inet, NFT_TABLE).context("the nftables table cannot be deleted")?;
     let have = kernel.snapshot().await.context("the kernel's state cannot be read")?.objects;
     let failed = kernel.apply(&diff(&have, &BTreeSet::new())).await;

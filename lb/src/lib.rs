@@ -12,6 +12,7 @@
 
 pub mod control;
 pub mod counters;
+pub mod direct;
 pub mod engine;
 pub mod flow;
 pub mod follow;

@@ -33,7 +33,7 @@ impl Metric {
     }
 }
 
-const METRICS: [Metric; 17] = [
+const METRICS: [Metric; 18] = [
     Metric {
         name: "martlet_lb_alive",
         help: "Whether all queue threads answer",
@@ -98,6 +98,11 @@ const METRICS: [Metric; 17] = [
             let services = state.services.iter();
             services.map(|(name, service)| (format!("{{service=\"{name}\"}}"), service.slots.into())).collect()
         },
+    },
+    Metric {
+        name: "martlet_lb_direct_addresses",
+        help: "Addresses of endpoints that are reached past their routing tables",
+        read: |state| vec![(String::new(), state.direct_addresses.into())],
     },
     Metric {
         name: "martlet_lb_dropped_packets_total",

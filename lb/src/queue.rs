@@ -26,8 +26,10 @@ use std::thread::JoinHandle;
 use tokio::sync::Notify;
 
 use martlet_clock::Instant;
+use martlet_netlink::Family;
 
 use crate::counters::{Counters, Reason, Tally};
+use crate::direct::Bits;
 use crate::engine::{FIRST_MARK, Tables};
 use crate::fragment::Fragments;
 use crate::packet::parse;
@@ -96,6 +98,8 @@ struct Shared {
     answers: Notify,
     counters: Mutex<Counters>,
     fragments: Mutex<Fragments>,
+    /// Whose packets go directly.
+    direct: Arc<Bits>,
     /// By queue: verdicts that another thread came to.
     mailboxes: BTreeMap<u16, Mailbox>,
     /// Where the clock of the fragments begins.
@@ -158,7 +162,7 @@ impl Queues {
     ///
     /// # Errors
     /// When a queue cannot be had: another process owns it (`EPERM` or `EBUSY`), or the right is missing.
-    pub fn start(settings: &Settings, tables: Arc<Tables>) -> io::Result<Self> {
+    pub fn start(settings: &Settings, tables: Arc<Tables>, direct: Arc<Bits>) -> io::Result<Self> {
         let mut mailboxes = BTreeMap::new();
         for queue in settings.queues.clone() {
             let wake = File::from(sys::event()?);
@@ -171,6 +175,7 @@ impl Queues {
             answers: Notify::new(),
             counters: Mutex::default(),
             fragments: Mutex::default(),
+            direct,
             mailboxes,
             origin: std::time::Instant::now(),
         });
@@ -290,6 +295,14 @@ impl Drop for Queues {
     }
 }
 
+/// Of a packet that was parsed.
+fn family(octets: &[u8]) -> Family {
+    match octets.first() {
+        Some(first) if first >> 4 == 6 => Family::Ipv6,
+        _ => Family::Ipv4,
+    }
+}
+
 /// A lock that a panic elsewhere does not take away: what is inside is a whole value at any time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -343,15 +356,19 @@ impl Seat {
     }
 
     /// Judges a packet: its verdict, and those of packets that waited for it, are put into `verdicts`, or into the mailbox
-    /// of the thread that holds them. Counts, and sends what is to be answered.
-    fn judge(&mut self, id: u32, octets: &[u8], gso: bool) {
+    /// of the thread that holds them. Counts, and sends what is to be answered. `link`: that it came in by.
+    fn judge(&mut self, id: u32, octets: &[u8], gso: bool, link: u32) {
         let queued = Queued { queue: self.queue, id, octets, gso };
         let shared = &self.shared;
         let outcome = verdict(&self.tables, &shared.fragments, || shared.now(), queued);
         for (held, verdict) in outcome.released {
-            self.settle(held.queue, held.id, verdict);
+            self.settle(held.queue, held.id, verdict, 0);
         }
-        self.settle(self.queue, id, outcome.verdict);
+        let direct = match outcome.verdict {
+            Verdict::Forward(choice, _) => self.shared.direct.of(choice.mark, family(octets), link),
+            _ => 0,
+        };
+        self.settle(self.queue, id, outcome.verdict, direct);
         if let Some(answer) = outcome.answer
             && let Ok(packet) = parse(&answer)
         {
@@ -359,13 +376,13 @@ impl Seat {
         }
     }
 
-    /// Counts a verdict and hands it to the thread that can give it.
-    fn settle(&mut self, queue: u16, id: u32, verdict: Verdict) {
+    /// Counts a verdict and hands it to the thread that can give it. `direct`: see [`Bits::of`].
+    fn settle(&mut self, queue: u16, id: u32, verdict: Verdict, direct: u32) {
         let mark = match verdict {
             Verdict::Hold => return,
             Verdict::Forward(choice, length) => {
                 self.tally.forwarded(choice.rank, choice.mark - FIRST_MARK, length);
-                Some(choice.told())
+                Some(choice.told() | direct)
             }
             Verdict::Drop(reason) => {
                 self.tally.dropped(reason);
@@ -383,7 +400,7 @@ impl Seat {
     fn expire(&mut self) {
         let late = lock(&self.shared.fragments).expire(self.shared.now());
         for held in late {
-            self.settle(held.queue, held.id, Verdict::Drop(Reason::FragmentLost));
+            self.settle(held.queue, held.id, Verdict::Drop(Reason::FragmentLost), 0);
         }
     }
 }
@@ -403,6 +420,7 @@ mod tests {
             answers: Notify::new(),
             counters: Mutex::default(),
             fragments: Mutex::default(),
+            direct: Arc::default(),
             mailboxes: BTreeMap::new(),
             origin: std::time::Instant::now(),
         };

@@ -14,6 +14,7 @@
 //! ```
 //!
 //! The place of a node depends on its marks alone, so that an endpoint more or less touches nothing of the others.
+//! Marks with [`direct::BIT`] come before the tree: see [`crate::direct`].
 //!
 //! The kernel keeps tables in 256 lists, by the low octet of their number, and walks those of the tables `default`, `main` and
 //! `local` (253 to 255) to their ends for every packet. From mark 6144 on none of ours is put there: see [`table`].
@@ -26,10 +27,11 @@ use martlet_netlink::nft::Rule as NftRule;
 use martlet_netlink::nft::{Address, Chain, Expression, Hook, Place, Queue, Set, Table};
 use martlet_netlink::{Action, Family, Mark, NextHop, Object, Owner, Route, RouteKind, Rule};
 
+use crate::direct;
 use crate::engine::FIRST_MARK;
 use crate::offload::{Offload, chain_of};
 use crate::targets::{END_OF_MARKS, Hop, Targets};
-use crate::translate::{self, Replies};
+use crate::translate::{self, Replies, is_of};
 
 /// The protocol number of all that is the load balancer's.
 pub const PROTOCOL: u8 = 202;
@@ -37,6 +39,8 @@ pub const PROTOCOL: u8 = 202;
 pub const NFT_TABLE: &str = "martlet-lb";
 /// Where marks enter the tree: before the router's rules at 100.
 const ENTRY: u32 = 50;
+/// Where those do that go directly, whatever their endpoint; what finds no way drops at the entry.
+const DIRECT: u32 = ENTRY - 1;
 /// The metric of its routes.
 const METRIC: u32 = 20;
 
@@ -45,7 +49,7 @@ pub fn owner() -> Owner {
     Owner {
         protocol: PROTOCOL,
         tables: vec![FIRST_MARK..=END_OF_MARKS - 1, BESIDE..=table((END_OF_MARKS - 1) | 0xff)],
-        priorities: vec![ENTRY..=ENTRY, LEVELS[2].priority..=LEVELS[0].priority + 2 * (0xffff >> 4) + 1],
+        priorities: vec![DIRECT..=ENTRY, LEVELS[2].priority..=LEVELS[0].priority + 2 * (0xffff >> 4) + 1],
     }
 }
 
@@ -55,6 +59,10 @@ const BUSY: u32 = 253;
 const MANY: u32 = 24;
 /// The first of the tables that are not of their mark's number.
 const BESIDE: u32 = 1 << 16;
+
+/// The table of packets that go directly: in a list that is short because of [`table`], next to the table `default`, which packets of
+/// ours never ask.
+const DIRECT_TABLE: u32 = BESIDE + BUSY;
 
 /// The table of a mark: of the same number, except that from 6144 on none is in a list that every packet walks.
 pub const fn table(mark: u32) -> u32 {
@@ -101,7 +109,28 @@ pub fn objects(targets: &Targets) -> BTreeSet<Object> {
         let leaves = targets.hops.iter().filter(|hop| hop.address.is_ipv4() == (family == Family::Ipv4));
         tree(family, &leaves.map(|hop| hop.mark).collect(), targets.end_of_marks)
     });
-    routes.chain(rules.map(Object::Rule)).collect()
+    let hops = |family: &Family| targets.hops.iter().any(|hop| is_of(hop.address, *family));
+    let direct = targets
+        .direct
+        .into_iter()
+        .flat_map(|link| Family::ALL.into_iter().filter(hops).flat_map(move |family| direct(link, family)));
+    routes.chain(rules.map(Object::Rule)).chain(direct).collect()
+}
+
+/// Route and rules of packets that go directly to endpoints on a link: see [`crate::direct`].
+pub fn direct(link: u32, family: Family) -> [Object; 3] {
+    let hop = Hop { mark: 0, address: direct::gateway(family), interface: link, onlink: true };
+    let mark = Mark { value: direct::BIT, mask: u32::MAX << direct::BIT.trailing_zeros() };
+    [
+        Object::Route(Route { table: DIRECT_TABLE, ..route(&hop) }),
+        Object::Rule(rule(family, DIRECT, mark, Action::Table(DIRECT_TABLE))),
+        Object::Rule(rule(family, ENTRY, mark, Action::Blackhole)),
+    ]
+}
+
+/// A rule for marks.
+const fn rule(family: Family, priority: u32, mark: Mark, action: Action) -> Rule {
+    Rule { family, priority, from: None, to: None, mark: Some(mark), invert: false, action }
 }
 
 /// The default route of an endpoint's table.
@@ -117,15 +146,7 @@ fn route(hop: &Hop) -> Route {
 
 /// The tree of one family: a leaf for each of `leaves`, and a drop for every other mark from 5000 to `end`.
 fn tree(family: Family, leaves: &BTreeSet<u32>, end: u32) -> BTreeSet<Rule> {
-    let rule = |priority, mark, action| Rule {
-        family,
-        priority,
-        from: None,
-        to: None,
-        mark: Some(mark),
-        invert: false,
-        action,
-    };
+    let rule = |priority, mark, action| rule(family, priority, mark, action);
     let mut rules = BTreeSet::new();
     // By level: the nodes that exist, each by the lowest mark that it holds.
     let mut nodes: [BTreeMap<u32, u32>; 3] = Default::default();

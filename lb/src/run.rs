@@ -13,11 +13,12 @@ use martlet_api::readiness::{DEFAULT_SOCKET, HEARTBEAT};
 use martlet_api::source;
 use martlet_api::view::ObjectName;
 use martlet_netlink::nft::{self, Queue};
-use martlet_netlink::{Event, Kernel, Object, capabilities};
+use martlet_netlink::{Event, Kernel, NeighborChange, Neighbors, Object, capabilities};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use crate::direct::{self, Direct};
 use crate::engine::{Policy, Tables};
 use crate::follow::{Follower, remove};
 use crate::maglev::Size;
@@ -55,6 +56,9 @@ pub struct Options {
     pub bypass: bool,
     /// The CPU of a packet picks its queue, instead of the hash of its addresses.
     pub fanout: bool,
+    /// With the queue engine, from so many endpoints on a link on, those whose Ethernet address is known are reached directly:
+    /// see [`crate::direct`]. 0: never.
+    pub direct_from: usize,
     /// Take endpoints that do not answer on their link out of the tables, before anybody says so.
     pub liveness: bool,
     /// How long packets are forwarded after the router was told that we end.
@@ -86,6 +90,7 @@ impl Default for Options {
             engine: Engine::default(),
             bypass: false,
             fanout: false,
+            direct_from: direct::MANY,
             liveness: false,
             drain: Duration::from_secs(10),
             policy: Policy::default(),
@@ -123,25 +128,35 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     let size = options.table_size.map(Size::new).transpose()?;
     let internal_interface = options.internal_interface.clone();
     let most_slots = (options.engine == Engine::Auto).then_some(MOST_ELEMENTS);
-    let settings = Settings { internal_interface, policy: options.policy, size, most_slots, ..Settings::default() };
+    let direct_from = Some(options.direct_from).filter(|from| *from > 0 && options.engine == Engine::Queue);
+    let policy = options.policy;
+    let settings = Settings { internal_interface, policy, direct_from, size, most_slots, ..Settings::default() };
     capabilities::raise().context("cannot raise our capabilities")?;
     let (kernel, mut events) = Kernel::open(owner()).context("netlink")?;
     let mut nft = nft::Connection::open().context("nftables")?;
     let form = nft.probe_queue().context("no rule can send packets to a queue")?;
-    let mut watch = nft.watch(NFT_TABLE).context("nftables cannot be watched")?;
+    let mut watch = nft.watch(&[NFT_TABLE, direct::NFT_TABLE]).context("nftables cannot be watched")?;
     let (first, last) = (*options.queue.queues.start(), *options.queue.queues.end());
     let total = last.checked_sub(first).map_or(0, |more| more + 1);
     anyhow::ensure!(total > 0, "queues {first}:{last}: the first must not be after the last");
     let queue = Queue { first, total, bypass: options.bypass, fanout: options.fanout, form };
-    let queues = Queues::start(&options.queue, Arc::new(Tables::default()))?;
+    let mut neighbors = direct_from.map(|_| Neighbors::watch()).transpose().context("netlink")?;
+    let direct = Direct::default();
+    let queues = Queues::start(&options.queue, Arc::new(Tables::default()), direct.bits())?;
     let server = Server::start(&options.socket).await?;
     tracing::info!(gateway = %options.gateway, socket = options.socket, ?queue, "load balancer starts");
 
     let kinds = KINDS.into();
     let source = source::open(options.config_dir.clone(), &options.gateway.namespace, &kinds);
     let mut objects = source.await.map_err(|error| anyhow::anyhow!("--config-dir: {error}"))?.objects;
-    let mut follower =
-        Follower::new(options.gateway.clone(), settings, (kernel, nft), (options.engine, queue, queues), server);
+    let mut follower = Follower::new(
+        options.gateway.clone(),
+        settings,
+        (kernel, nft),
+        (options.engine, queue, queues),
+        server,
+        direct,
+    );
     follower.look().await?;
     let seen = serve(&options).await;
     let mut beats = interval(HEARTBEAT);
@@ -194,15 +209,26 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
                 if options.liveness {
                     dirty |= follower.check_endpoints().await;
                 }
+                follower.settle_direct().await;
                 follower.count();
                 asked = follower.queues.poke();
                 owed = true;
             }
+            // Last: of many endpoints there is always one that has news.
+            changes = changes_of(&mut neighbors) => follower.neighbors_changed(changes),
         }
     }
     let counters = follower.end().await?;
     tracing::info!(?counters.drops, "load balancer ends");
     Ok(())
+}
+
+/// What became of neighbours, if anybody wants to know.
+async fn changes_of(neighbors: &mut Option<Neighbors>) -> Vec<NeighborChange> {
+    match neighbors {
+        Some(neighbors) => neighbors.changes().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The surfaces, and where the state is put for them; `None`: nobody wants to see it. A socket that cannot be had is said,

@@ -23,6 +23,8 @@ pub struct State {
     pub gateway: String,
     /// Who chooses endpoints, and why.
     pub engine: String,
+    /// Addresses of endpoints that are reached directly: see [`crate::direct`].
+    pub direct_addresses: u32,
     /// Whether all queue threads answer.
     pub alive: bool,
     /// Whether it is about to end.
@@ -146,7 +148,8 @@ pub fn state(status: &Status, depths: &BTreeMap<u16, Depth>) -> State {
     let (services, endpoints) = services(status);
     State {
         gateway: status.view.as_ref().map(|view| view.gateway.to_string()).unwrap_or_default(),
-        engine: status.engine.clone(),
+        engine: engine(status),
+        direct_addresses: status.direct.as_ref().map_or(0, |(addresses, _)| *addresses),
         alive: status.alive,
         draining: told.is_some_and(|told| told.draining),
         connectivity: status.connectivity,
@@ -158,6 +161,12 @@ pub fn state(status: &Status, depths: &BTreeMap<u16, Depth>) -> State {
         queues: queues.collect(),
         drops,
     }
+}
+
+fn engine(status: &Status) -> String {
+    let direct =
+        status.direct.as_ref().map(|(addresses, link)| format!("; directly to {addresses} addresses on {link}"));
+    status.engine.clone() + &direct.unwrap_or_default()
 }
 
 fn notes(status: &Status) -> Vec<String> {

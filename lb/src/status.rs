@@ -35,6 +35,8 @@ pub struct Status {
     pub connectivity: Families,
     /// Who decides, and why, in words.
     pub engine: String,
+    /// Addresses of endpoints that are reached directly, and the link to them; `None`: none by design. See [`crate::direct`].
+    pub direct: Option<(u32, Arc<str>)>,
     /// Whether all queue threads answer.
     pub alive: bool,
     /// What was counted, at most a second ago.

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use martlet_api::view::{Endpoint, Service, View};
 use martlet_netlink::Link;
 
+use crate::direct;
 use crate::engine::{Backend, FIRST_MARK, Policy, Tables};
 use crate::flow::Classifier;
 use crate::hash::Seed;
@@ -117,6 +118,8 @@ pub struct Targets {
     pub vips: BTreeSet<IpNet>,
     /// What cannot be served, for a human.
     pub complaints: BTreeSet<String>,
+    /// The link that endpoints are reached by directly: see [`crate::direct`].
+    pub direct: Option<u32>,
     /// Maglev tables have this part of the size that they would have; 1, or 0 before the first view: all of it.
     pub part: u32,
 }
@@ -139,6 +142,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Addresses of endpoints that do not answer on their link: no new flows for them.
     pub dead: BTreeSet<IpAddr>,
+    /// See [`direct::link`].
+    pub direct_from: Option<usize>,
     /// The size of all Maglev tables; `None`: by the most endpoints that a Service may have.
     pub size: Option<Size>,
     /// Slots that all tables together should not exceed, for which they may be made smaller.
@@ -220,6 +225,7 @@ pub fn targets(
         let backend = Backend { service: Arc::clone(name), first_mark: block.first, marks: block.size, ipv4, ipv6 };
         backends.insert(name, Arc::new(backend));
     }
+    made.direct = direct::link(&made.hops, made.end_of_marks, settings.direct_from);
     let classifier = Classifier::new(&view.routes);
     let of_route = |name| view.routes.get(name).and_then(|route| backends.get(&*route.backend)).map(Arc::clone);
     let by_rank = classifier.names().iter().map(of_route).collect();

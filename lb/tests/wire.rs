@@ -2,6 +2,8 @@
 
 #[path = "wire/craft.rs"]
 mod craft;
+#[path = "wire/direct.rs"]
+mod direct;
 #[path = "wire/lab.rs"]
 mod lab;
 #[path = "wire/packets.rs"]
@@ -18,7 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lab::{Connection, Lab, VIP4, VIP6, eventually, serving};
+use lab::{Connection, Lab, VIP4, VIP6, Way, eventually, serving};
 use martlet_lb::control::{Answer, Request};
 use martlet_lb::hash::{Flow, Seed};
 use martlet_lb::maglev::{Size, Table};
@@ -273,15 +275,23 @@ fn without_bypass_a_dead_queue_ends_the_way_and_the_main_table_gets_nothing() {
 
 #[test]
 fn twenty_thousand_packets_a_second_lose_none_while_tables_change() {
-    let lab = Lab::new("rate", 3);
+    for way in [Way::Queue, Way::Direct] {
+        none_is_lost(way);
+    }
+}
+
+fn none_is_lost(way: Way) {
+    let lab = Lab::new(&format!("rate-{}", way.letter()), 3);
     let (all, some): (BTreeSet<u8>, BTreeSet<u8>) = ([1, 2, 3].into(), [1, 2].into());
     lab.configure(&all);
     let lb = lab.start(|options| {
+        way.choose(options);
         // A machine that stands still for a moment is no lost packet.
         options.queue.length = 65_536;
         options.queue.receive_buffer = 128 << 20;
     });
     lab.wait_ready(true);
+    lab.wait_for_way(way);
     everybody_answers(&lab, &all);
     let ports = (32_000..).filter(|port| expected_of(VIP4, 17, *port, &all) == expected_of(VIP4, 17, *port, &some));
     let before = lab.arrived();
@@ -298,7 +308,7 @@ fn twenty_thousand_packets_a_second_lose_none_while_tables_change() {
         arrived >= sent
     });
     assert_eq!(arrived, sent);
-    lb.end().unwrap();
+    lb.end().expect("it ends in order");
 }
 
 /// A hundred networks of sources, ports that say "any", and the port 0 of nobody.

@@ -19,5 +19,5 @@ mod sys;
 
 pub use diff::{Change, diff};
 pub use error::Error;
-pub use kernel::{Event, Events, Kernel, ObjectsChanged};
+pub use kernel::{Event, Events, Kernel, NeighborChange, Neighbors, ObjectsChanged};
 pub use model::{Action, Family, Link, Mark, NextHop, Object, Owner, Route, RouteKind, Rule, Snapshot};

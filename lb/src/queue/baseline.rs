@@ -63,7 +63,7 @@ pub(super) fn run(mut seat: Seat, mut bound: Bound) -> io::Result<()> {
                 seat.next_turn();
                 seat.tally.batch(1);
                 let id = message.get_packet_id();
-                seat.judge(id, message.get_payload(), message.is_seg_offloaded());
+                seat.judge(id, message.get_payload(), message.is_seg_offloaded(), message.get_indev());
                 waiting.insert(id, message);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -17,6 +17,7 @@ mod attribute {
     pub const PACKET_HEADER: u16 = 1;
     pub const VERDICT_HEADER: u16 = 2;
     pub const MARK: u16 = 3;
+    pub const INPUT_LINK: u16 = 5;
     pub const PAYLOAD: u16 = 10;
     pub const SKB_INFO: u16 = 14;
     /// Without "nested" and "byte order".
@@ -51,6 +52,8 @@ pub enum Message<'a> {
         payload: &'a [u8],
         /// It is made of segments.
         gso: bool,
+        /// The index of the link that it came in by; 0: none.
+        link: u32,
     },
     /// A request was refused (a positive `errno`), or acknowledged (0).
     Answer(i32),
@@ -83,7 +86,8 @@ fn message(octets: &[u8]) -> Option<(&[u8], Message<'_>)> {
 }
 
 fn packet(body: &[u8]) -> Option<Message<'_>> {
-    let (mut rest, mut number, mut payload, mut gso) = (body.get(NFNETLINK_HEADER..)?, 0, &[][..], false);
+    let (mut rest, mut number, mut link) = (body.get(NFNETLINK_HEADER..)?, 0, 0);
+    let (mut payload, mut gso) = (&[][..], false);
     while !rest.is_empty() {
         let ([a, b, c, d], after) = rest.split_first_chunk()?;
         let (length, kind) = (u16::from_ne_bytes([*a, *b]), u16::from_ne_bytes([*c, *d]));
@@ -92,13 +96,14 @@ fn packet(body: &[u8]) -> Option<Message<'_>> {
         let big_endian = || value.first_chunk().map(|octets| u32::from_be_bytes(*octets));
         match kind & attribute::MASK {
             attribute::PACKET_HEADER => number = big_endian()?,
+            attribute::INPUT_LINK => link = big_endian()?,
             attribute::PAYLOAD => payload = value,
             attribute::SKB_INFO => gso = big_endian()? & SKB_GSO != 0,
             _ => {}
         }
         rest = after.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Message::Packet { id: number, payload, gso })
+    Some(Message::Packet { id: number, payload, gso, link })
 }
 
 /// Requests, one after the other, in one buffer.
@@ -197,7 +202,7 @@ mod tests {
             message.resize(message.len().next_multiple_of(4), 0);
         };
         attribute(attribute::PACKET_HEADER, &[&id.to_be_bytes()[..], &[8, 0, 0]].concat());
-        attribute(5, &[0, 0, 0, 2]);
+        attribute(attribute::INPUT_LINK, &[0, 0, 0, 2]);
         attribute(attribute::SKB_INFO, &skb_info.to_be_bytes());
         attribute(attribute::PAYLOAD, payload);
         let length = u32::try_from(message.len()).unwrap();
@@ -216,9 +221,9 @@ mod tests {
         assert_eq!(
             all,
             [
-                Message::Packet { id: 7, payload: b"hello", gso: false },
+                Message::Packet { id: 7, payload: b"hello", gso: false, link: 2 },
                 Message::Answer(1),
-                Message::Packet { id: 8, payload: b"worlds", gso: true },
+                Message::Packet { id: 8, payload: b"worlds", gso: true, link: 2 },
             ]
         );
     }

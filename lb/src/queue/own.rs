@@ -58,9 +58,9 @@ pub(super) fn run(mut seat: Seat, socket: &OwnedFd, copy_range: u16) -> io::Resu
                 seat.next_turn();
                 let mut packets = 0;
                 for message in batch.datagrams(received).flat_map(messages) {
-                    if let Message::Packet { id, payload, gso } = message {
+                    if let Message::Packet { id, payload, gso, link } = message {
                         packets += 1;
-                        seat.judge(id, payload, gso);
+                        seat.judge(id, payload, gso, link);
                     }
                 }
                 seat.tally.batch(packets);

@@ -97,6 +97,39 @@ fn every_mark_has_a_table_of_its_own_and_few_are_where_every_packet_looks() {
 }
 
 #[test]
+fn what_goes_directly_has_a_table_of_its_own_and_leads_nowhere_without_it() {
+    let hop = |mark, address: &str| Hop { mark, address: address.parse().unwrap(), interface: 3, onlink: false };
+    let hops = [hop(5001, "10.9.0.1"), hop(32_767, "10.9.0.2")].into();
+    let targets = Targets { hops, end_of_marks: 32_768, direct: Some(3), ..Targets::default() };
+    let (objects, owner) = (objects(&targets), owner());
+    let rules: BTreeSet<Rule> = objects
+        .iter()
+        .filter_map(|object| match object {
+            Object::Rule(rule) if rule.family == Family::Ipv4 => Some(rule.clone()),
+            _ => None,
+        })
+        .collect();
+    assert!(rules.iter().all(|rule| owner.priorities.iter().any(|range| range.contains(&rule.priority))));
+    for mark in [5001, 32_767] {
+        assert_eq!(walk(&rules, mark).0, Some(Action::Table(table(mark))));
+        assert_eq!(walk(&rules, mark | direct::BIT), (Some(Action::Table(DIRECT_TABLE)), 1));
+        assert_eq!(walk(&rules, mark | direct::BIT | 1 << 16).0, None, "a mark of another's");
+    }
+    let without: BTreeSet<Rule> = rules.iter().filter(|rule| rule.priority != DIRECT).cloned().collect();
+    assert_eq!(walk(&without, direct::BIT + 5001).0, Some(Action::Blackhole), "as if its table had no route");
+    assert!(
+        !objects.iter().any(
+            |object| matches!(object, Object::Rule(rule) if rule.family == Family::Ipv6 && rule.priority == DIRECT)
+        )
+    );
+    // The table is where no other is in the way, and no endpoint's.
+    assert!(owner.tables.iter().any(|range| range.contains(&DIRECT_TABLE)));
+    assert!((FIRST_MARK..END_OF_MARKS).all(|mark| table(mark) != DIRECT_TABLE));
+    let in_its_list = (FIRST_MARK..direct::BIT).filter(|mark| table(*mark) % 256 == DIRECT_TABLE % 256).count();
+    assert_eq!((in_its_list, DIRECT_TABLE % 256), (5, 253));
+}
+
+#[test]
 fn without_services_there_is_nothing() {
     assert_eq!(objects(&Targets::default()), BTreeSet::new());
 }

@@ -180,3 +180,13 @@ fn tables_of_many_services_are_smaller_where_they_must_fit() {
     assert_eq!(Size::part_for_endpoints(1000, 6), Size::for_endpoints(1000), "it has no more than a hundred for each");
     assert_eq!(Size::part_for_endpoints(100, 1), Size::for_endpoints(100));
 }
+
+#[test]
+fn many_endpoints_are_reached_directly_if_that_is_wanted() {
+    let endpoints: Vec<(u32, Endpoint)> =
+        (0..4).map(|number| (number, endpoint(Some(&format!("10.0.0.{}", 10 + number)), None))).collect();
+    let view = view(&[("a", service(100, &endpoints))]);
+    let links = [link(3, "int", &["10.0.0.1/24"])];
+    let direct = |from| look(&view, &links, &Settings { direct_from: from, ..Settings::default() }).direct;
+    assert_eq!([None, Some(4), Some(5)].map(direct), [None, Some(3), None]);
+}

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use martlet_api::readiness::Readiness;
 use martlet_api::view::ObjectName;
+use martlet_lb::offload::Engine;
 use martlet_lb::run::{Options, run_until};
 
 use crate::sys;
@@ -32,6 +33,39 @@ pub struct Lab {
     name: String,
     pub folder: PathBuf,
     applications: u8,
+}
+
+/// How packets get to their endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By a queue and a routing table each.
+    Queue,
+    /// By a queue, past the routing tables.
+    Direct,
+    /// By nftables.
+    Kernel,
+}
+
+impl Way {
+    pub const ALL: [Self; 3] = [Self::Queue, Self::Direct, Self::Kernel];
+
+    /// As the flags would.
+    pub fn choose(self, options: &mut Options) {
+        match self {
+            Self::Queue => {}
+            Self::Direct => options.direct_from = 1,
+            Self::Kernel => options.engine = Engine::Kernel,
+        }
+    }
+
+    /// For the name of a lab.
+    pub fn letter(self) -> &'static str {
+        match self {
+            Self::Queue => "q",
+            Self::Direct => "d",
+            Self::Kernel => "k",
+        }
+    }
 }
 
 /// A load balancer that runs in the lab.
@@ -80,6 +114,13 @@ pub fn serving(test: &str, applications: u8, change: impl FnOnce(&mut Options)) 
     lab.configure(&(1..=applications).collect());
     let lb = lab.start(change);
     lab.wait_ready(true);
+    (lab, lb)
+}
+
+/// The same, whose packets go that way.
+pub fn serving_by(way: Way, test: &str, applications: u8) -> (Lab, Running) {
+    let (lab, lb) = serving(&format!("{test}-{}", way.letter()), applications, |options| way.choose(options));
+    lab.wait_for_way(way);
     (lab, lb)
 }
 
@@ -239,6 +280,15 @@ impl Lab {
             found
         });
         assert!(found, "{last:?}");
+    }
+
+    /// Waits until packets to all applications can go that way.
+    pub fn wait_for_way(&self, way: Way) {
+        let known = |number| format!("{:#x} : ", 0x8000 + 5000 + u32::from(number));
+        eventually("all endpoints are reached directly", || {
+            let (_, text) = self.run(&self.lb(), "nft list map netdev martlet-lb-direct endpoints");
+            way != Way::Direct || (1..=self.applications).all(|number| text.contains(&known(number)[2..]))
+        });
     }
 
     /// Adds a file of objects.

@@ -5,12 +5,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use martlet_lb::engine::FragmentMode;
-use martlet_lb::offload::Engine;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::craft::{self, client, fragments, ip, raw, send, udp};
 use crate::expected_of;
-use crate::lab::{Lab, PATIENCE, VIP4, VIP6, eventually, serving, within};
+use crate::lab::{Lab, PATIENCE, VIP4, VIP6, Way, eventually, serving, serving_by, within};
 
 /// In the client: sends `packets` as they are, and waits for an application's answer to the socket of `port`.
 pub fn ask(
@@ -51,9 +50,11 @@ pub fn orders(mut packets: Vec<Vec<u8>>, port: u16) -> Vec<Vec<u8>> {
 #[test]
 fn fragments_in_any_order_reach_the_endpoint_of_their_flow() {
     let all: BTreeSet<u8> = [1, 2, 3].into();
-    let (lab, lb) = serving("frag", 3, |_| {});
-    fragments_arrive(&lab, &all);
-    lb.end().unwrap();
+    for way in [Way::Queue, Way::Direct] {
+        let (lab, lb) = serving_by(way, "frag", 3);
+        fragments_arrive(&lab, &all);
+        lb.end().unwrap();
+    }
 }
 
 /// Datagrams of both families in fragments in any order.
@@ -122,10 +123,10 @@ fn extension_headers_and_options_do_not_hide_the_ports() {
 }
 
 #[test]
-fn authentication_and_routing_headers_do_not_hide_the_ports_in_either_engine() {
+fn authentication_and_routing_headers_do_not_hide_the_ports_on_any_way() {
     let all: BTreeSet<u8> = [1, 2, 3].into();
-    for engine in [Engine::Queue, Engine::Kernel] {
-        let (lab, lb) = serving(&format!("ah-{engine:?}").to_lowercase(), 3, |options| options.engine = engine);
+    for way in Way::ALL {
+        let (lab, lb) = serving_by(way, "ah", 3);
         for vip in [VIP4, VIP6] {
             each_to_its_endpoint(&lab, vip, 51, 17, |vip, port| {
                 // RFC 4302: 24 octets, of which 12 are the value that nobody here can check.
@@ -140,7 +141,7 @@ fn authentication_and_routing_headers_do_not_hide_the_ports_in_either_engine() {
             vec![ip(client(VIP6), VIP6, 43, None, &[&[17, 0, 253, 0, 0, 0, 0, 0][..], &datagram].concat())]
         };
         for (port, application) in ask(&lab, VIP6, make, 30) {
-            assert_eq!(application, expected_of(VIP6, 17, port, &all), "{engine:?}");
+            assert_eq!(application, expected_of(VIP6, 17, port, &all), "{way:?}");
         }
         lb.end().unwrap();
     }
@@ -247,9 +248,9 @@ fn sctp_associations_are_spread_by_addresses_and_ports() {
 }
 
 #[test]
-fn the_client_learns_the_path_mtu_from_the_vip_in_both_engines() {
-    for engine in [Engine::Queue, Engine::Kernel] {
-        let lab = Lab::new(&format!("mtu-{engine:?}").to_lowercase(), 1);
+fn the_client_learns_the_path_mtu_from_the_vip_on_every_way() {
+    for way in Way::ALL {
+        let lab = Lab::new(&format!("mtu-{}", way.letter()), 1);
         lab.configure(&[1].into());
         assert!(lab.run(&lab.lb(), "ip link set int mtu 1400").0);
         // Only the VIP is believed.
@@ -262,8 +263,9 @@ fn the_client_learns_the_path_mtu_from_the_vip_in_both_engines() {
             let (done, text) = lab.run(&lab.client(), command);
             assert!(done, "{command}: {text}");
         }
-        let lb = lab.start(|options| options.engine = engine);
+        let lb = lab.start(|options| way.choose(options));
         lab.wait_ready(true);
+        lab.wait_for_way(way);
         for vip in [VIP4, VIP6] {
             let mut connection = lab.connect(vip, 1).remove(0);
             assert_eq!(connection.ask_long(200_000), Some(1), "a long line passes");

@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use martlet_lb::offload::Engine;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::craft::{self, client, fragments, ip, raw, sctp, sctp_is_right, send, udp};
-use crate::lab::{Lab, PATIENCE, VIP4, VIP6, within};
+use crate::lab::{Lab, PATIENCE, VIP4, VIP6, Way, within};
 use crate::packets::{ask, orders};
 use crate::{everybody_answers, expected_at};
 
@@ -147,13 +146,16 @@ fn sctp_goes_both_ways(lab: &Lab, vip: IpAddr) {
 
 #[test]
 fn ports_are_others_at_the_endpoint_in_both_directions_by_the_queue() {
-    let lab = Lab::new("ports-q", 3);
-    lab.add("web.yaml", ROUTE);
-    lab.configure(&[1, 2, 3].into());
-    let lb = lab.start(|_| {});
-    lab.wait_ready(true);
-    ports_are_translated(&lab);
-    lb.end().unwrap();
+    for way in [Way::Queue, Way::Direct] {
+        let lab = Lab::new(&format!("ports-{}", way.letter()), 3);
+        lab.add("web.yaml", ROUTE);
+        lab.configure(&[1, 2, 3].into());
+        let lb = lab.start(|options| way.choose(options));
+        lab.wait_ready(true);
+        lab.wait_for_way(way);
+        ports_are_translated(&lab);
+        lb.end().unwrap();
+    }
 }
 
 #[test]
@@ -161,7 +163,7 @@ fn ports_are_others_at_the_endpoint_in_both_directions_by_the_kernel() {
     let lab = Lab::new("ports-k", 3);
     lab.add("web.yaml", ROUTE);
     lab.configure(&[1, 2, 3].into());
-    let lb = lab.start(|options| options.engine = Engine::Kernel);
+    let lb = lab.start(|options| Way::Kernel.choose(options));
     lab.wait_ready(true);
     let chain = lab.run(&lab.lb(), "nft list chain inet martlet-lb flows-4").1;
     assert!(chain.contains("dport 80") || chain.contains("0x50"), "the kernel decides: {chain}");

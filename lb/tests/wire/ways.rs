@@ -2,14 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use martlet_lb::offload::Engine;
-
 use crate::craft::{client, ip, sctp, udp};
-use crate::lab::{Lab, PATIENCE, VIP4, VIP6, bound, eventually, serving, within};
+use crate::lab::{Lab, PATIENCE, VIP4, VIP6, Way, bound, eventually, serving, serving_by, within};
 use crate::packets::{each_to_its_endpoint, errors_reach_their_endpoints};
 use crate::{everybody_answers, expected_of};
-
-const ENGINES: [Engine; 2] = [Engine::Queue, Engine::Kernel];
 
 /// Packets that came to the queues since they were bound.
 fn queued(lab: &Lab) -> u64 {
@@ -20,7 +16,7 @@ fn queued(lab: &Lab) -> u64 {
 
 #[test]
 fn the_kernel_engine_sends_errors_by_what_they_quote_and_the_queue_sees_none() {
-    let (lab, lb) = serving("errors-k", 3, |options| options.engine = Engine::Kernel);
+    let (lab, lb) = serving_by(Way::Kernel, "errors", 3);
     let before = queued(&lab);
     errors_reach_their_endpoints(&lab);
     assert_eq!(queued(&lab), before);
@@ -29,8 +25,8 @@ fn the_kernel_engine_sends_errors_by_what_they_quote_and_the_queue_sees_none() {
 
 #[test]
 fn a_packet_makes_exactly_one_hop() {
-    for engine in ENGINES {
-        let (lab, lb) = serving(&format!("hop-{engine:?}").to_lowercase(), 1, |options| options.engine = engine);
+    for way in Way::ALL {
+        let (lab, lb) = serving_by(way, "hop", 1);
         let one = lab.application(1);
         for command in [
             "nft add table inet hops",
@@ -48,7 +44,7 @@ fn a_packet_makes_exactly_one_hop() {
         let (_, text) = lab.run(&one, "nft list chain inet hops in");
         let counted: Vec<&str> =
             text.split("packets ").skip(1).filter_map(|rest| rest.split_whitespace().next()).collect();
-        assert_eq!(counted, ["20", "20", "40"], "{engine:?}: {text}");
+        assert_eq!(counted, ["20", "20", "40"], "{way:?}: {text}");
         lb.end().unwrap();
     }
 }
@@ -86,10 +82,10 @@ endpoints: [{addresses: ["fd09::13"], conditions: {ready: true}, zone: "3", targ
 "#;
 
 #[test]
-fn octets_of_the_payload_choose_the_route_in_both_engines() {
+fn octets_of_the_payload_choose_the_route_on_every_way() {
     let all: BTreeSet<u8> = [1, 2, 3].into();
-    for engine in ENGINES {
-        let (lab, lb) = serving(&format!("bytes-{engine:?}").to_lowercase(), 3, |options| options.engine = engine);
+    for way in Way::ALL {
+        let (lab, lb) = serving_by(way, "bytes", 3);
         lab.add("bytes.yaml", BYTES);
         // A source port whose flow is not application 3's by itself.
         let port = (24_000..25_000).find(|port| expected_of(VIP4, 17, *port, &all) != 3).expect("one");
@@ -98,7 +94,7 @@ fn octets_of_the_payload_choose_the_route_in_both_engines() {
             for port in 25_000..25_020 {
                 let own = expected_of(vip, 17, port, &all);
                 let said = [&b"gold"[..], b"gola", b"silver"].map(|word| lab.say(vip, port, word));
-                assert_eq!(said, [Some(3), Some(3), Some(own)], "{engine:?}: {vip} from {port}");
+                assert_eq!(said, [Some(3), Some(3), Some(own)], "{way:?}: {vip} from {port}");
             }
         }
         lb.end().unwrap();
@@ -121,13 +117,14 @@ spec:
 "#;
 
 #[test]
-fn sctp_in_udp_goes_by_the_ports_of_the_association_in_both_engines() {
-    for engine in ENGINES {
-        let lab = Lab::new(&format!("tunnel-{engine:?}").to_lowercase(), 3);
+fn sctp_in_udp_goes_by_the_ports_of_the_association_on_every_way() {
+    for way in Way::ALL {
+        let lab = Lab::new(&format!("tunnel-{}", way.letter()), 3);
         lab.add("tunnel.yaml", TUNNEL);
         lab.configure(&[1, 2, 3].into());
-        let lb = lab.start(|options| options.engine = engine);
+        let lb = lab.start(|options| way.choose(options));
         lab.wait_ready(true);
+        lab.wait_for_way(way);
         for vip in [VIP4, VIP6] {
             // The UDP ports are the same of all of them.
             each_to_its_endpoint(&lab, vip, 17, 132, |vip, port| {

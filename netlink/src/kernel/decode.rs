@@ -232,17 +232,21 @@ pub(super) fn neighbor(message: &NeighbourMessage) -> Option<Neighbor> {
         NeighbourState::Failed => Reachability::Failed,
         _ => return None,
     };
-    let mut address = None;
-    let mut link_layer = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(*ip)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(*ip)),
-            NeighbourAttribute::LinkLayerAddress(octets) => link_layer = Some(octets.clone()),
-            _ => {}
-        }
-    }
-    Some(Neighbor { interface: message.header.ifindex, address: address?, link_layer, reachability })
+    let link_layer = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(octets) => Some(octets.clone()),
+        _ => None,
+    });
+    let address = neighbor_address(message)?;
+    Some(Neighbor { interface: message.header.ifindex, address, link_layer, reachability })
+}
+
+/// Of whom a neighbour entry is.
+pub(super) fn neighbor_address(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

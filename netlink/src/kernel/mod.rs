@@ -1,7 +1,7 @@
 //! An owner's routes and rules in the running kernel, and the links around them: dump, apply, watch.
 //!
 //! `encode` and `decode` turn our values into messages and back, `socket` moves them, `events` coalesces what others
-//! do. What is small (links, addresses, rules, neighbours) is asked through `rtnetlink`; what may be large goes through
+//! do, `neighbors` is for ARP and ND. What is small (links, addresses, rules, neighbours) is asked through `rtnetlink`; what may be large goes through
 //! a socket of our own, in batches.
 //!
 //! # Whose is it?
@@ -19,11 +19,11 @@
 mod decode;
 mod encode;
 mod events;
+mod neighbors;
 mod socket;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -31,20 +31,17 @@ use netlink_packet_core::{
     NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
 use netlink_packet_route::rule::RuleMessage;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, address, link};
+use netlink_packet_route::{RouteNetlinkMessage, address, link};
 use tokio::task::JoinHandle;
 
 pub use events::{Event, Events, ObjectsChanged};
+pub use neighbors::{NeighborChange, Neighbors};
 pub use whole::{Row, Whole};
 
 use crate::Error;
 use crate::datagram::Reply;
 use crate::diff::{Change, key};
-use crate::link::{Neighbor, Reachability};
 use crate::model::{Family, Link, Object, Owner, RouteKind, Snapshot};
 use decode::Seen;
 use socket::{Dump, Wire};
@@ -308,77 +305,6 @@ impl Kernel {
             Object::Rule(_) => Ok(()),
         }
     }
-
-    /// The neighbour entries (ARP, ND) of all links.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the kernel cannot be asked.
-    pub async fn neighbors(&mut self) -> Result<Vec<Neighbor>, Error> {
-        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-        let answers = self.ask(request, "the kernel's neighbours cannot be read").await?;
-        let entries = answers.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewNeighbour(entry) => decode::neighbor(entry),
-            _ => None,
-        });
-        Ok(entries.collect())
-    }
-
-    /// Has the kernel resolve `address` on `interface` now, or confirm what it knows; [`Self::neighbors`] shows later
-    /// what came of it.
-    ///
-    /// # Errors
-    /// [`Error::Refused`], for instance when there is no such interface.
-    pub fn probe_neighbor(&mut self, interface: u32, address: IpAddr) -> Result<(), Error> {
-        let what = format!("a probe of {address} on interface {interface}");
-        // A known entry is asked again at once; an unknown one is resolved as if a packet had come for it.
-        let again = (probe(interface, address, NeighbourState::Probe), NLM_F_REPLACE);
-        let resolve = (probe(interface, address, NeighbourState::None), NLM_F_CREATE);
-        for request in [again, resolve] {
-            let last = request.1 == NLM_F_CREATE;
-            match self.wire.exchange(vec![request])?.pop() {
-                Some(reply) if reply.errno != 0 && last => return Err(Error::refused(what, reply.errno, reply.detail)),
-                Some(reply) if reply.errno != 0 => {}
-                _ => break,
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the kernel forget the addresses on `interfaces` that it asked for in vain: the next packet asks anew, at once,
-    /// instead of when the last question is a second old. Without `CAP_NET_ADMIN` nothing is forgotten.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the kernel cannot be asked.
-    pub async fn forget_unresolved(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), Error> {
-        let in_vain = |entry: &Neighbor| matches!(entry.reachability, Reachability::Incomplete | Reachability::Failed);
-        let entries = self.neighbors().await?.into_iter();
-        let forget = entries.filter(|entry| interfaces.contains(&entry.interface) && in_vain(entry)).map(|entry| {
-            let message = neighbor(entry.interface, entry.address);
-            (RouteNetlinkMessage::DelNeighbour(message), 0)
-        });
-        self.wire.exchange(forget.collect()).map(drop)
-    }
-}
-
-fn probe(interface: u32, address: IpAddr, state: NeighbourState) -> RouteNetlinkMessage {
-    let mut message = neighbor(interface, address);
-    message.header.state = state;
-    if state == NeighbourState::None {
-        message.header.flags = NeighbourFlags::Use;
-    }
-    RouteNetlinkMessage::NewNeighbour(message)
-}
-
-fn neighbor(interface: u32, address: IpAddr) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.ifindex = interface;
-    let (family, destination) = match address {
-        IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
-        IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
-    };
-    message.header.family = family;
-    message.attributes.push(NeighbourAttribute::Destination(destination));
-    message
 }
 
 /// A request and what it is part of.

@@ -47,10 +47,10 @@ const DUMPS_MAX: usize = 5;
 /// A batch whose replies were lost in an overrun is sent again this often.
 const SENDS_MAX: usize = 3;
 
-type Message = NetlinkMessage<RouteNetlinkMessage>;
+pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
 
 /// A socket of the routing family that never blocks.
-fn open(receive_octets: i32) -> io::Result<Socket> {
+pub(super) fn open(receive_octets: i32) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -62,7 +62,7 @@ fn open(receive_octets: i32) -> io::Result<Socket> {
 }
 
 /// The next datagram in `buffer`; `false`: none waits.
-fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<bool> {
+pub(super) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<bool> {
     buffer.clear();
     buffer.reserve(DATAGRAM_MAX);
     match socket.recv(buffer, 0) {
@@ -72,7 +72,7 @@ fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<bool> {
     }
 }
 
-fn decode(octets: &[u8]) -> Option<Message> {
+pub(super) fn decode(octets: &[u8]) -> Option<Message> {
     Message::deserialize(octets)
         .inspect_err(|error| tracing::warn!(%error, "a netlink message was not understood"))
         .ok()

@@ -1,6 +1,6 @@
 //! Tables -> messages of one batch: the whole table, or what changed. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_APPEND, NLM_F_CREATE};
@@ -24,6 +24,7 @@ const ATTRIBUTE: usize = 4;
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_INTEGER: u32 = 4;
+const TYPE_ETHERNET: u32 = 9;
 const TYPE_MARK: u32 = 19;
 const TYPE_LINK: u32 = 20;
 /// Bits of a type where a value is made of two.
@@ -181,6 +182,13 @@ impl Batch {
                 attributes.push(SetAttribute::UserData(host_order()));
                 attributes.push(room(marks.len()));
             }
+            Set::Ethernet(elements) => {
+                attributes.push(SetAttribute::Flags(SetFlags::Map));
+                attributes.extend([SetAttribute::KeyType(TYPE_MARK), SetAttribute::KeyLen(4)]);
+                attributes.extend([SetAttribute::DataType(TYPE_ETHERNET), SetAttribute::DataLen(6)]);
+                attributes.push(SetAttribute::UserData(host_order()));
+                attributes.push(room(elements.len()));
+            }
         }
         self.add(&format!("set {name} of "), NfTablesMessage::NewSet(SetMessage { attributes }), NLM_F_CREATE);
         self.add_elements(name, all(set));
@@ -190,22 +198,7 @@ impl Batch {
         if old == new {
             return;
         }
-        let (gone, come) = if let (Set::Marks(old), Set::Marks(new)) = (old, new) {
-            let changed = || elements_of(old).zip(elements_of(new)).filter(|(old, new)| old != new);
-            let gone = changed().map(|((first, old), _)| slots(first, old)).collect();
-            (gone, changed().map(|(_, (first, new))| slots(first, new)).collect())
-        } else if !matches!(new, Set::Prefixes { .. }) {
-            let (old, new) = (all(old), all(new));
-            let surplus = |these: &[Element], those: &[Element]| -> Vec<Element> {
-                these.iter().filter(|element| !those.contains(element)).cloned().collect()
-            };
-            (surplus(&old, &new), surplus(&new, &old))
-        } else {
-            let (old, new) = (intervals(old), intervals(new));
-            let surplus =
-                |these: &BTreeSet<Interval>, those| these.difference(those).flat_map(Interval::elements).collect();
-            (surplus(&old, &new), surplus(&new, &old))
-        };
+        let (gone, come) = (surplus(old, new), surplus(new, old));
         for elements in chunks(gone) {
             let message = self.elements(name, elements);
             self.add(&format!("elements to delete of set {name} of "), NfTablesMessage::DeleteSetElement(message), 0);
@@ -232,7 +225,7 @@ impl Batch {
             // Two's complement, as C has it.
             let priority = HookAttribute::Priority(u32::from_ne_bytes(priority.to_ne_bytes()));
             let mut hook = vec![HookAttribute::Number(number_of(place)), priority];
-            if let Place::Ingress(links) = place {
+            if let Place::Ingress(links) | Place::Egress(links) = place {
                 let name = |link: &String| DefaultNla::new(DEVICE_NAME, [link.as_bytes(), &[0]].concat());
                 hook.push(HookAttribute::NetDevices(links.iter().map(name).collect()));
             }
@@ -268,6 +261,7 @@ fn same_shape(old: &Set, new: &Set) -> bool {
             (key, value) == (new_key, new_value)
         }
         (Set::Counted(old), Set::Counted(new)) => capacity(old.len()) == capacity(new.len()),
+        (Set::Ethernet(old), Set::Ethernet(new)) => capacity(old.len()) == capacity(new.len()),
         (Set::Chains(old), Set::Chains(new)) => old == new,
         (Set::Ways { family, elements }, Set::Ways { family: new_family, elements: new }) => {
             family == new_family && capacity(elements.len()) == capacity(new.len())
@@ -318,6 +312,7 @@ fn host_order() -> Vec<u8> {
 fn number_of(place: &Place) -> HookNumber {
     match place {
         Place::Ingress(_) => DevHookNumber::Ingress.into(),
+        Place::Egress(_) => DevHookNumber::Egress.into(),
         Place::Prerouting => InetHookNumber::PreRouting.into(),
         Place::Input => InetHookNumber::LocalIn.into(),
         Place::Forward => InetHookNumber::Forward.into(),
@@ -346,10 +341,45 @@ fn all(set: &Set) -> Vec<Element> {
         Set::Ways { elements, .. } => elements.iter().map(|(mark, to)| way(*mark, *to)).collect(),
         Set::Map { elements, .. } => elements.iter().map(|(key, value)| pair(key, value)).collect(),
         Set::Counted(marks) => marks.iter().copied().map(counted).collect(),
+        Set::Ethernet(elements) => elements.iter().map(ethernet).collect(),
         Set::Addresses { family, elements } => {
             let of_family = elements.iter().filter(|address| address.is_ipv4() == (*family == Family::Ipv4));
-            of_family.map(|one| vec![SetElementAttribute::Key(DataAttribute::Value(octets(*one)))]).collect()
+            of_family.map(|one| address(*one)).collect()
         }
+    }
+}
+
+/// The elements of a set without those of another of the same shape. It is found by keys: many a set has ten thousand, of which one
+/// differs.
+fn surplus(of: &Set, without: &Set) -> Vec<Element> {
+    /// Keys with another value, or without one.
+    fn other<'a, K: Ord, V: PartialEq>(
+        of: &'a BTreeMap<K, V>,
+        without: &'a BTreeMap<K, V>,
+    ) -> impl Iterator<Item = (&'a K, &'a V)> {
+        of.iter().filter(|(key, value)| without.get(key) != Some(value))
+    }
+    match (of, without) {
+        (Set::Prefixes { .. }, _) => {
+            intervals(of).difference(&intervals(without)).flat_map(Interval::elements).collect()
+        }
+        (Set::Marks(of), Set::Marks(without)) => {
+            let changed = elements_of(of).zip(elements_of(without)).filter(|(of, without)| of != without);
+            changed.map(|((first, marks), _)| slots(first, marks)).collect()
+        }
+        (Set::Ways { elements: of, .. }, Set::Ways { elements: without, .. }) => {
+            other(of, without).map(|(mark, to)| way(*mark, *to)).collect()
+        }
+        (Set::Map { elements: of, .. }, Set::Map { elements: without, .. }) => {
+            other(of, without).map(|(key, value)| pair(key, value)).collect()
+        }
+        (Set::Ethernet(of), Set::Ethernet(without)) => other(of, without).map(ethernet).collect(),
+        (Set::Counted(of), Set::Counted(without)) => of.difference(without).copied().map(counted).collect(),
+        (Set::Addresses { elements: of, .. }, Set::Addresses { elements: without, .. }) => {
+            of.difference(without).copied().map(address).collect()
+        }
+        // Equal, if the shape is.
+        _ => Vec::new(),
     }
 }
 
@@ -373,6 +403,14 @@ fn octets(address: IpAddr) -> Vec<u8> {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     }
+}
+
+fn address(address: IpAddr) -> Element {
+    vec![SetElementAttribute::Key(DataAttribute::Value(octets(address)))]
+}
+
+fn ethernet((mark, address): (&u32, &[u8; 6])) -> Element {
+    pair(&mark.to_ne_bytes(), address)
 }
 
 fn pair(key: &[u8], value: &[u8]) -> Element {
@@ -534,6 +572,35 @@ mod tests {
         let slots = table().set("slots", Set::Marks([1, 9, 3].into()));
         let batch = Batch::difference(&slots, &table()).unwrap();
         assert_eq!(batch.parts.iter().map(count).collect::<Vec<_>>(), [1, 1]);
+    }
+
+    #[test]
+    fn of_each_kind_of_set_only_what_differs_is_sent() {
+        let four = |text: &str| text.parse::<IpAddr>().unwrap();
+        let addresses = |last: &str| Set::Addresses {
+            family: Family::Ipv4,
+            elements: [four("20.0.0.1"), four("20.0.0.2"), four(last)].into(),
+        };
+        let ways = |link| Set::Ways {
+            family: Family::Ipv4,
+            elements: [(1, (four("10.0.0.1"), 2)), (2, (four("10.0.0.2"), 2)), (3, (four("10.0.0.3"), link))].into(),
+        };
+        let map =
+            |value| Set::Map { key: 4, value: 4, elements: [(vec![1; 4], vec![0; 4]), (vec![2; 4], value)].into() };
+        let ethernet = |last| Set::Ethernet([(1, [2, 0, 0, 0, 0, 1]), (2, [2, 0, 0, 0, 0, last])].into());
+        for (old, new) in [
+            (addresses("20.0.0.3"), addresses("20.0.0.4")),
+            (ways(2), ways(3)),
+            (map(vec![1; 4]), map(vec![2; 4])),
+            (ethernet(2), ethernet(3)),
+            (Set::Counted([1, 2].into()), Set::Counted([1, 3].into())),
+            (Set::Marks(vec![1; 40].into()), Set::Marks([vec![1; 39], vec![2]].concat().into())),
+        ] {
+            assert!(same_shape(&old, &new), "{old:?}");
+            assert_eq!((surplus(&old, &new).len(), surplus(&new, &old).len()), (1, 1), "{old:?}");
+            assert_eq!(surplus(&old, &old.clone()), Vec::<Element>::new());
+            assert!(all(&old).contains(&surplus(&old, &new)[0]) && all(&new).contains(&surplus(&new, &old)[0]));
+        }
     }
 
     #[test]

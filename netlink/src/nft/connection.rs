@@ -144,13 +144,13 @@ impl Connection {
         }
     }
 
-    /// Watches what others do to a table: what this connection does makes no hint. Opens a socket in the network
+    /// Watches what others do to tables of these names, of either layer: what this connection does makes no hint. Opens a socket in the network
     /// namespace of the calling thread, which runs a tokio runtime.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
-    pub fn watch(&self, table: &str) -> Result<Watch, Error> {
-        let watch = filter::port(&self.socket).and_then(|ours| Watch::open(table, ours));
+    pub fn watch(&self, tables: &[&str]) -> Result<Watch, Error> {
+        let watch = filter::port(&self.socket).and_then(|ours| Watch::open(tables, ours));
         watch.map_err(Error::io("changes of nftables cannot be watched"))
     }
 

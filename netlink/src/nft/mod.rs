@@ -5,7 +5,7 @@
 //! something in between. [`Connection::watch`] tells when somebody else had a hand in it. `rule` holds the vocabulary,
 //! `batch` and `expression` turn values into messages, `connection` sends them.
 //! Tables are of the family `inet`, so that one serves IPv4 and IPv6, or `netdev`, whose chains see what comes in by a link
-//! before anything else of the kernel does.
+//! before anything else of the kernel does, or what goes out by it after everything else.
 //!
 //! ```no_run
 //! use std::collections::BTreeSet;
@@ -63,7 +63,7 @@ pub enum Layer {
     /// IPv4 and IPv6, at the hooks of the IP stack: the family `inet`.
     #[default]
     Inet,
-    /// Whatever comes in by some links, before the IP stack: the family `netdev`.
+    /// Whatever comes in by some links, before the IP stack, or goes out by them, behind it: the family `netdev`.
     Netdev,
 }
 
@@ -151,6 +151,8 @@ pub enum Set {
     },
     /// Marks, each with a counter of the packets that were looked up: see [`Connection::counts`].
     Counted(BTreeSet<u32>),
+    /// Mark -> Ethernet address.
+    Ethernet(BTreeMap<u32, [u8; 6]>),
 }
 
 /// A chain.
@@ -178,11 +180,13 @@ pub struct Hook {
     pub priority: i32,
 }
 
-/// A hook: one of [`Layer::Inet`], or the one of [`Layer::Netdev`].
+/// A hook: one of [`Layer::Inet`], or one of the two of [`Layer::Netdev`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// From these links, which must be there, before anything else.
     Ingress(BTreeSet<String>),
+    /// To these links, which must be there, behind anything else: the frame is whole (Linux 5.16).
+    Egress(BTreeSet<String>),
     /// Before routing.
     Prerouting,
     /// To this machine.

@@ -1,6 +1,6 @@
-//! Whether somebody else had a hand in our table: a flushed rule set must not go unnoticed.
+//! Whether somebody else had a hand in our tables: a flushed rule set must not go unnoticed.
 //!
-//! It knows no more than the name of the table; what to do about it is the caller's.
+//! It knows no more than the names of the tables; what to do about it is the caller's.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
@@ -27,26 +27,26 @@ const AT_ONCE: usize = 1024;
 /// In all other messages the first attribute is the name of the table.
 const ATTRIBUTE_TABLE: u16 = 1;
 
-/// Watches one table.
+/// Watches tables.
 #[derive(Debug)]
 pub struct Watch {
     socket: AsyncFd<Socket>,
-    table: String,
+    tables: Vec<String>,
 }
 
 impl Watch {
-    /// Watches what others than the socket with this port do to `table`.
-    pub(super) fn open(table: &str, ours: u32) -> io::Result<Self> {
+    /// Watches what others than the socket with this port do to `tables`.
+    pub(super) fn open(tables: &[&str], ours: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
         sys::set_buffers(socket.as_fd(), RECEIVE_OCTETS)?;
         filter::drop_messages_of(&socket, ours)?;
         socket.add_membership(GROUP_NFTABLES)?;
-        Ok(Self { socket: sys::watch(socket)?, table: table.to_owned() })
+        Ok(Self { socket: sys::watch(socket)?, tables: tables.iter().map(|name| (*name).to_owned()).collect() })
     }
 
-    /// Waits until another than our [`Connection`](super::Connection) changed the table, or may have. Safe to drop at
+    /// Waits until another than our [`Connection`](super::Connection) changed one of the tables, or may have. Safe to drop at
     /// any time (`select!`). Should the socket break, it says so in the log and never returns.
     pub async fn changed(&mut self) {
         loop {
@@ -73,18 +73,18 @@ impl Watch {
                 Ok(Some(false)) => tokio::task::yield_now().await,
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::error!(%error, table = self.table, "changes of nftables are no longer seen");
+                    tracing::error!(%error, tables = ?self.tables, "changes of nftables are no longer seen");
                     return std::future::pending().await;
                 }
             }
         }
     }
 
-    /// Whether the next datagram is about our table; `None`: none waits.
+    /// Whether the next datagram is about our tables; `None`: none waits.
     fn read(&self) -> io::Result<Option<bool>> {
         let mut datagram = Vec::with_capacity(DATAGRAM_MAX);
         match self.socket.get_ref().recv(&mut datagram, 0) {
-            Ok(_) => Ok(Some(datagram::messages(&datagram).any(|message| concerns(message, &self.table)))),
+            Ok(_) => Ok(Some(datagram::messages(&datagram).any(|message| concerns(message, &self.tables)))),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             // Too much to hear: who knows.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Some(true)),
@@ -93,11 +93,12 @@ impl Watch {
     }
 }
 
-fn concerns(message: &[u8], table: &str) -> bool {
+fn concerns(message: &[u8], tables: &[String]) -> bool {
     if message.get(4..6) == Some(&NEW_GENERATION) {
         return false;
     }
     let mut attributes = NlasIterator::new(message.get(HEADERS..).unwrap_or_default()).flatten();
     let name = attributes.find(|attribute| attribute.kind() == ATTRIBUTE_TABLE);
-    name.is_some_and(|name| name.value().strip_suffix(&[0]) == Some(table.as_bytes()))
+    let name = name.as_ref().and_then(|name| name.value().strip_suffix(&[0]));
+    tables.iter().any(|table| name == Some(table.as_bytes()))
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use martlet_netlink::Kernel;
-use martlet_netlink::link::{Reachability, sysctl};
+use martlet_netlink::link::{Neighbor, Reachability, sysctl};
+use martlet_netlink::{Kernel, NeighborChange, Neighbors};
 
 use crate::sys::{in_namespace, ip};
 use crate::{index, owner, two_links};
@@ -122,6 +122,46 @@ fn what_was_asked_for_in_vain_is_asked_for_anew() {
         }
         kernel.forget_unresolved(&[a].into()).await.unwrap();
         assert_eq!(known(&mut kernel).await, 2, "those that answered");
+    });
+}
+
+#[test]
+fn what_becomes_of_a_neighbor_is_told_and_what_is_written_down_is_forgotten_on_demand() {
+    in_namespace(async || {
+        let (a, b) = two_links();
+        let (mut kernel, _events) = Kernel::open(owner()).unwrap();
+        let mut changes = Neighbors::watch().unwrap();
+        let all = ["192.0.0.8", "100::8"].map(|text| text.parse().unwrap());
+        let mut told = Vec::new();
+        let mut until = async |wanted: &NeighborChange| {
+            loop {
+                if let Some(at) = told.iter().position(|one| one == wanted) {
+                    told.drain(..=at);
+                    return;
+                }
+                let next = tokio::time::timeout(Duration::from_secs(30), changes.changes()).await;
+                told.extend(next.unwrap_or_else(|_| panic!("{wanted:?} is not told")));
+            }
+        };
+        for address in all {
+            for last in [1, 2] {
+                let link_layer = vec![2, 0, 0, 0, 0, last];
+                kernel.write_neighbor(a, address, &link_layer).unwrap();
+                let (link_layer, reachability) = (Some(link_layer), Reachability::Permanent);
+                until(&NeighborChange::Is(Neighbor { interface: a, address, link_layer, reachability })).await;
+            }
+        }
+        ip("neigh add 192.0.2.77 lladdr 02:00:00:00:00:77 dev right nud permanent");
+        kernel.write_neighbor(b, all[0], &[2, 0, 0, 0, 0, 3]).unwrap();
+        kernel.forget_neighbors(&all).await.unwrap();
+        for (interface, address) in [(a, all[0]), (a, all[1])] {
+            until(&NeighborChange::Gone(interface, address)).await;
+        }
+        let left = kernel.neighbors().await.unwrap();
+        assert!(!left.iter().any(|entry| all.contains(&entry.address)), "on any link: {left:?}");
+        assert!(left.iter().any(|entry| entry.address.to_string() == "192.0.2.77"), "nothing else: {left:?}");
+        let error = kernel.write_neighbor(9999, all[0], &[0; 6]).unwrap_err().to_string();
+        assert!(error.starts_with("the kernel refuses neighbour 192.0.0.8 on interface 9999"), "{error}");
     });
 }
 

@@ -315,6 +315,57 @@ fn what_comes_in_by_a_link_is_forwarded_before_anything_else() {
 }
 
 #[test]
+fn what_goes_out_by_a_link_is_given_its_frame_behind_everything_else() {
+    in_namespace(async || {
+        two_links();
+        ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev left nud permanent");
+        ip("link set left-far address 02:00:00:00:00:07");
+        ip("addr add 20.0.0.1/32 dev lo");
+        ip("route add 20.0.0.7 via 192.0.2.9 dev left");
+        let (mark, address) = (Register(0), Register(1));
+        let rule = Rule::new().then(Expression::Meta { key: MetaKey::Mark, to: mark }).then(Expression::Map {
+            register: mark,
+            map: "who".into(),
+            to: address,
+        });
+        let write =
+            Expression::Write { from: address, base: Base::LinkLayer, offset: 0, length: 6, checksum: Checksum::None };
+        let who = |last: u8| Set::Ethernet([(7, [2, 0, 0, 0, 0, last])].into());
+        let out = Place::Egress(["left".to_owned()].into());
+        let table = Table::netdev("test").set("who", who(9)).chain("out", Chain::at(out, 0, vec![rule.then(write)]));
+        let mut nft = Connection::open().unwrap();
+        nft.apply(&table, None).unwrap();
+        // What comes to the far end with its own address on the frame is for it; nobody else's is.
+        let for_us = Rule::new()
+            .then(Expression::Meta { key: MetaKey::PacketType, to: mark })
+            .then(Expression::Compare { register: mark, equal: true, value: vec![0] })
+            .set_mark(1)
+            .then(Expression::Meta { key: MetaKey::Mark, to: mark })
+            .then(Expression::Lookup { register: mark, set: "seen".into(), found: true });
+        let far = Table::netdev("far")
+            .set("seen", Set::Counted([1].into()))
+            .chain("in", Chain::at(Place::Ingress(["left-far".to_owned()].into()), 0, vec![for_us]));
+        nft.apply(&far, None).unwrap();
+        let listing = run("nft", "list ruleset");
+        assert!(listing.contains("0x00000007 : 02:00:00:00:00:09") && listing.contains("egress device"), "{listing}");
+        let socket = UdpSocket::bind("20.0.0.1:0").unwrap();
+        let mut send = |expected: u64, why: &str| {
+            let count = |nft: &mut Connection| nft.counts(Layer::Netdev, "far", "seen").unwrap()[&1].0;
+            let before = count(&mut nft);
+            socket.send_to(b"x", "20.0.0.7:4000").unwrap();
+            assert_eq!(count(&mut nft) - before, expected, "{why}");
+        };
+        send(0, "without a mark");
+        socket2::SockRef::from(&socket).set_mark(7).unwrap();
+        send(0, "another is written on it");
+        let mut other = Connection::open().unwrap();
+        let moved = table.clone().set("who", who(7));
+        other.apply(&moved, Some(&table)).unwrap();
+        send(1, "it is");
+    });
+}
+
+#[test]
 fn the_probe_finds_a_form_that_works_and_leaves_nothing() {
     in_namespace(async || {
         let mut nft = Connection::open().unwrap();
@@ -395,7 +446,7 @@ fn a_full_map_of_65537_slots_is_loaded_and_changed() {
 fn a_flushed_table_of_many_chains_is_one_hint_or_two() {
     in_namespace(async || {
         let mut nft = Connection::open().unwrap();
-        let mut watch = nft.watch("test").unwrap();
+        let mut watch = nft.watch(&["test"]).unwrap();
         let many = |table: Table, number| {
             table.chain(&format!("c-{number}"), Chain { hook: None, rules: vec![Rule::new().counter(); 20] })
         };
@@ -415,7 +466,7 @@ fn a_flushed_table_of_many_chains_is_one_hint_or_two() {
 fn another_who_touches_our_table_is_seen_and_our_own_hand_is_not() {
     in_namespace(async || {
         let mut nft = Connection::open().unwrap();
-        let mut watch = nft.watch("test").unwrap();
+        let mut watch = nft.watch(&["test"]).unwrap();
         let soon = async |watch: &mut Watch| timeout(Duration::from_secs(10), watch.changed()).await.expect("a hint");
         let first = dropping(prefixes(Ipv4, ["20.0.0.1/32"]), prefixes(Ipv6, []));
         nft.apply(&first, None).unwrap();
@@ -428,7 +479,7 @@ fn another_who_touches_our_table_is_seen_and_our_own_hand_is_not() {
         nft.delete(Layer::Inet, "test").unwrap();
         // Nobody else touches ours: what others do to theirs is seen by another watch only.
         run("nft", "add table inet other");
-        let mut other = nft.watch("other").unwrap();
+        let mut other = nft.watch(&["other"]).unwrap();
         run("nft", "add chain inet other c");
         soon(&mut other).await;
         assert!(timeout(Duration::from_millis(200), watch.changed()).await.is_err());
