@@ -7,13 +7,13 @@
 //! ```text
 //!     49  fwmark 0x8000/0xffff8000 lookup 65789     default via 192.0.0.8 dev int: a neighbour that is written down
 //!     50  fwmark 0x8000/0xffff8000 blackhole        (also when the table has lost its route)
-//!  netdev martlet-lb-direct, behind all else on int: the frame's destination = map[mark]
+//!  netdev martlet-lb-direct, egress of int: the frame's destination = map[mark & 0xffff]
 //! ```
 //!
 //! The kernel does with them all that it does with a packet that it forwards (hop limit, MTU, errors, hooks, segments); only who is written
-//! on the frame at last is ours to say. We say it while the kernel itself would: an entry that is reachable or permanent. When it goes
-//! stale the bit is taken away at once, the next packet takes its table, and the kernel asks; when there is an answer, the bit is
-//! back. So who is gone is found out as ever, and what nftables holds hardly ever changes.
+//! on the frame at last is ours to say. We say it while the kernel itself would: of an entry that is reachable or permanent. When it goes
+//! stale the bit is taken away, the next packet takes its table, and the kernel asks; when there is an answer, the bit is
+//! back. (While the kernel asks by itself, the bit stays.) So who is gone is found out as ever, and what nftables holds hardly ever changes.
 //!
 //! [`Direct`] decides; [`Bits`] is what the threads see of it. Not directly goes what came by the endpoints' own link: the kernel would
 //! tell its sender of a better gateway, which is nobody.
@@ -22,18 +22,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use martlet_netlink::link::{Neighbor, Reachability};
 use martlet_netlink::nft::{self, Base, Chain, Checksum, Expression, Layer, MetaKey, Place, Register, Set, Table};
-use martlet_netlink::{Error, Family, Kernel, Link, NeighborChange, Object};
+use martlet_netlink::{Change, Error, Family, Kernel, Link, NeighborChange, Object, diff};
 
 use crate::rules;
 use crate::targets::{Hop, Targets};
+use crate::translate::masked;
 
 /// In a mark: directly. Marks of endpoints must be below it.
 pub const BIT: u32 = 0x8000;
 /// From so many addresses of endpoints on a link on. Below, the lists are short, and the bit costs more than it saves.
 pub const MANY: usize = 500;
+/// Neighbours are read anew after this.
+const READ_AGAIN: Duration = Duration::from_secs(30);
 /// The name of its nftables table.
 pub const NFT_TABLE: &str = "martlet-lb-direct";
 /// Its map, from marks with the bit.
@@ -58,9 +62,10 @@ pub fn gateways() -> [IpAddr; 2] {
 
 /// The link that endpoints are reached by directly: the one with most of them, if they are `from` or more. `None` for `from`: never.
 pub fn link(hops: &BTreeSet<Hop>, end_of_marks: u32, from: Option<usize>) -> Option<u32> {
+    let addresses: BTreeSet<(u32, IpAddr)> = hops.iter().map(|hop| (hop.interface, hop.address)).collect();
     let mut count: BTreeMap<u32, usize> = BTreeMap::new();
-    for hop in hops {
-        *count.entry(hop.interface).or_default() += 1;
+    for (link, _) in addresses {
+        *count.entry(link).or_default() += 1;
     }
     let (link, most) = count.into_iter().max_by_key(|(link, count)| (*count, std::cmp::Reverse(*link)))?;
     (most >= from? && end_of_marks <= BIT).then_some(link)
@@ -104,8 +109,11 @@ impl Bits {
         if link == 0 || link == from {
             return 0;
         }
-        let is_set = self.word(mark, family).is_some_and(|word| word.load(Ordering::Acquire) & of_word(mark) != 0);
-        if is_set { BIT } else { 0 }
+        if self.is_set(mark, family) { BIT } else { 0 }
+    }
+
+    fn is_set(&self, mark: u32, family: Family) -> bool {
+        self.word(mark, family).is_some_and(|word| word.load(Ordering::Acquire) & of_word(mark) != 0)
     }
 
     fn word(&self, mark: u32, family: Family) -> Option<&AtomicU64> {
@@ -125,11 +133,6 @@ impl Bits {
     fn clear(&self) {
         self.link.store(0, Ordering::Release);
         self.marks.iter().flatten().for_each(|word| word.store(0, Ordering::Release));
-    }
-
-    /// Addresses whose packets go directly.
-    fn count(&self) -> u32 {
-        self.marks.iter().flatten().map(|word| word.load(Ordering::Acquire).count_ones()).sum()
     }
 }
 
@@ -167,18 +170,22 @@ impl Plan {
 pub struct Direct {
     bits: Arc<Bits>,
     plan: Plan,
-    /// What the kernel knows of endpoints and gateways on the link; `None`: to be read.
+    /// What the kernel knows of the link's addresses; `None`: to be read.
     neighbors: Option<BTreeMap<IpAddr, Neighbor>>,
     /// What nftables holds; `None`: who knows.
     table: Option<Table>,
     /// The map in it, by marks without the bit.
     map: BTreeMap<u32, Ethernet>,
-    /// Families without their route or rules.
-    unrouted: BTreeSet<Family>,
+    /// When it was read last: now and then it is read again, should a change have been missed.
+    read_at: Option<Instant>,
+    /// Marks whose families are at different places.
+    torn: BTreeSet<u32>,
+    /// Families that have their route and rules, and their gateway.
+    routed: BTreeSet<Family>,
     /// Nothing is to be done: not so at the start, when another process may have left something.
     settled: bool,
-    /// nftables refused: not to be tried again before something changes.
-    refused: bool,
+    /// What could not be had, said once: tried again when something changes, or after a while.
+    refused: Option<String>,
 }
 
 impl Direct {
@@ -192,20 +199,17 @@ impl Direct {
         let next = Plan::new(targets, links);
         let before = std::mem::replace(&mut self.plan, next);
         self.settled = false;
-        self.refused &= before == self.plan;
         if before.link == self.plan.link {
             for (address, mark) in before.pairs() {
                 if !self.plan.marks.get(&address).is_some_and(|marks| marks.contains(&mark)) {
                     self.bits.set(mark, family_of(address), false);
                 }
             }
-            if before.marks.keys().ne(self.plan.marks.keys()) {
-                self.neighbors = None;
-            }
             return false;
         }
         self.forget();
         self.neighbors = None;
+        self.routed.clear();
         if let Some((_, link)) = &self.plan.link {
             tracing::info!(%link, "endpoints are many: those that answer are reached directly");
         } else {
@@ -218,17 +222,23 @@ impl Direct {
     pub fn forget(&mut self) {
         self.bits.clear();
         self.table = None;
-        (self.settled, self.refused) = (false, false);
+        self.settled = false;
     }
 
-    /// Another had a hand in our routes and rules.
-    pub fn objects_removed(&mut self, removed: &BTreeSet<Object>) {
-        if let Some((link, _)) = self.plan.link
-            && Family::ALL.into_iter().any(|family| rules::direct(link, family).iter().any(|one| removed.contains(one)))
-        {
+    /// Whether our routes and rules are all there, in `have`: else nobody of that family is reached directly.
+    pub fn look_at(&mut self, have: &BTreeSet<Object>) {
+        let Some((link, _)) = self.plan.link else { return };
+        let have: BTreeSet<Object> = have.iter().filter(|object| rules::is_direct(object)).cloned().collect();
+        let lacks = |family| {
+            let changes = diff(&have, &rules::direct(link, family).into());
+            changes.iter().any(|change| !matches!(change, Change::Remove(_)))
+        };
+        let routed = Family::ALL.into_iter().filter(|family| !lacks(*family)).collect();
+        if !self.routed.is_subset(&routed) {
             self.bits.clear();
-            self.settled = false;
         }
+        self.settled &= self.routed == routed;
+        self.routed = routed;
     }
 
     /// Takes note of what became of neighbours: who is in doubt is not reached directly from now on.
@@ -253,69 +263,66 @@ impl Direct {
             if interface != link {
                 continue;
             }
-            let is_gateway = gateways().contains(&address);
-            if !is_gateway && !self.plan.marks.contains_key(&address) {
-                continue;
-            }
             match entry {
                 Some(entry) => drop(neighbors.insert(address, entry)),
                 None => drop(neighbors.remove(&address)),
             }
-            if is_gateway {
-                if !self.has_gateway(family_of(address)) {
-                    self.bits.clear();
-                    self.settled = false;
-                }
-            } else {
+            if !gateways().contains(&address) {
                 self.refresh(address);
+            } else if !self.has_gateway(family_of(address)) {
+                self.bits.clear();
+                self.settled = false;
             }
         }
     }
 
-    /// Makes everything follow: the gateways, nftables, and at last the bits.
-    ///
-    /// `refused`: what the kernel did not take of our routes and rules.
-    pub async fn settle(&mut self, kernel: &mut Kernel, nft: &mut nft::Connection, refused: &BTreeSet<Object>) {
+    /// Makes everything follow: the gateways, nftables, and at last the bits. Nothing to be done for most beats.
+    pub async fn settle(&mut self, kernel: &mut Kernel, nft: &mut nft::Connection) {
+        if self.read_at.is_some_and(|at| at.elapsed() > READ_AGAIN) {
+            (self.neighbors, self.settled) = (None, false);
+        }
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
         let Some((link, name)) = self.plan.link.clone() else {
+            self.read_at = None;
+            self.map.clear();
             if let Err(error) = remove(kernel, nft).await {
                 tracing::debug!(%error, "what reached endpoints directly cannot be removed");
+                self.settled = false;
             }
-            self.map.clear();
             return;
         };
         if self.neighbors.is_none() {
             match kernel.neighbors().await {
                 Ok(all) => self.learn(link, all),
                 Err(error) => {
-                    tracing::warn!(%error, "neighbours cannot be read");
+                    self.refuse(&error);
                     self.settled = false;
                     return;
                 }
             }
         }
-        let families: BTreeSet<Family> = self.plan.marks.keys().copied().map(family_of).collect();
-        let is_unrouted = |family: &Family| rules::direct(link, *family).iter().any(|one| refused.contains(one));
-        self.unrouted = families.iter().copied().filter(is_unrouted).collect();
-        for family in families {
-            let address = gateway(family);
-            if self.has_gateway(family) {
-                continue;
-            }
-            match kernel.write_neighbor(link, address, &NOBODY) {
-                Ok(()) => self.learn_gateway(link, address),
-                Err(error) => {
-                    tracing::warn!(%error, "endpoints cannot be reached directly");
-                    self.settled = false;
+        for address in gateways() {
+            let family = family_of(address);
+            if self.routed.contains(&family) && !self.has_gateway(family) {
+                match kernel.write_neighbor(link, address, &NOBODY) {
+                    Ok(()) => self.learn_gateway(link, address),
+                    Err(error) => self.refuse(&error),
                 }
             }
         }
-        if !self.refused {
-            self.write(&name, |table, before| nft.apply(table, before));
-        }
+        self.write(&name, |table, before| nft.apply(table, before));
         self.open(link);
+    }
+
+    /// Says once what could not be had.
+    fn refuse(&mut self, error: &Error) {
+        let words = error.to_string();
+        if self.refused.as_ref() != Some(&words) {
+            tracing::warn!(%error, "endpoints are reached by their tables alone (the direct way needs Linux 5.16)");
+            self.refused = Some(words);
+        }
     }
 
     /// Makes nftables hold the addresses that are known.
@@ -325,13 +332,22 @@ impl Direct {
         if self.table.as_ref() == Some(&table) {
             return;
         }
+        // Who is about to be elsewhere, or nowhere, is not reached directly meanwhile.
+        for (mark, _) in self.map.iter().filter(|(mark, held)| map.get(mark) != Some(held)) {
+            for family in Family::ALL {
+                self.bits.set(*mark, family, false);
+            }
+        }
         match apply(&table, self.table.as_ref()) {
-            Ok(()) => (self.table, self.map) = (Some(table), map),
+            Ok(()) => {
+                (self.table, self.map) = (Some(table), map);
+                self.refused = None;
+            }
             Err(error) => {
-                tracing::warn!(%error, "endpoints are reached by their tables alone: Linux 5.16 or later could do more");
                 self.bits.clear();
-                (self.table, self.refused) = (None, true);
+                self.table = None;
                 self.map.clear();
+                self.refuse(&error);
             }
         }
     }
@@ -347,16 +363,19 @@ impl Direct {
 
     /// Addresses that are reached directly, and the link that leads there; `None`: none by design.
     pub fn reached(&self) -> Option<(u32, &str)> {
-        self.plan.link.as_ref().map(|(_, name)| (self.bits.count(), &**name))
+        let (_, name) = self.plan.link.as_ref()?;
+        let is_reached = |address: IpAddr, marks: &BTreeSet<u32>| {
+            marks.iter().all(|mark| self.bits.is_set(*mark, family_of(address)))
+        };
+        let count = self.plan.marks.iter().filter(|(address, marks)| is_reached(**address, marks)).count();
+        Some((u32::try_from(count).unwrap_or(u32::MAX), name))
     }
 
     /// Remembers what was read of the link.
     fn learn(&mut self, link: u32, all: Vec<Neighbor>) {
         let of_link = all.into_iter().filter(|entry| entry.interface == link);
-        let known = of_link
-            .filter(|entry| self.plan.marks.contains_key(&entry.address) || gateways().contains(&entry.address))
-            .map(|entry| (entry.address, entry));
-        self.neighbors = Some(known.collect());
+        self.neighbors = Some(of_link.map(|entry| (entry.address, entry)).collect());
+        self.read_at = Some(Instant::now());
     }
 
     fn learn_gateway(&mut self, interface: u32, address: IpAddr) {
@@ -366,45 +385,66 @@ impl Direct {
     }
 
     fn has_gateway(&self, family: Family) -> bool {
-        self.known(gateway(family)) == Some((NOBODY, true))
+        self.known(gateway(family)) == Some((NOBODY, Known::Sure))
     }
 
-    /// The Ethernet address of a neighbour, and whether the kernel is sure of it.
-    fn known(&self, address: IpAddr) -> Option<(Ethernet, bool)> {
+    /// The Ethernet address of a neighbour, and what the kernel thinks of it.
+    fn known(&self, address: IpAddr) -> Option<(Ethernet, Known)> {
         let entry = self.neighbors.as_ref()?.get(&address)?;
-        let is_sure = matches!(entry.reachability, Reachability::Reachable | Reachability::Permanent);
-        Some((entry.link_layer.as_deref()?.try_into().ok()?, is_sure))
+        let known = match entry.reachability {
+            Reachability::Reachable | Reachability::Permanent => Known::Sure,
+            Reachability::Probe => Known::Asked,
+            Reachability::Incomplete | Reachability::Stale | Reachability::Failed => Known::Doubted,
+        };
+        Some((entry.link_layer.as_deref()?.try_into().ok()?, known))
     }
 
     /// The map as it should be: of each mark one address, which is not taken out while it may be true. A pod has one link: where
     /// its two families are said to be at different places, it is not reached directly.
-    fn wanted(&self) -> BTreeMap<u32, Ethernet> {
+    fn wanted(&mut self) -> BTreeMap<u32, Ethernet> {
         let mut wanted: BTreeMap<u32, Ethernet> = BTreeMap::new();
-        let mut torn = BTreeSet::new();
+        self.torn.clear();
         for (address, mark) in self.plan.pairs() {
-            let Some((ethernet, is_sure)) = self.known(address) else { continue };
-            if !is_sure && self.map.get(&mark) != Some(&ethernet) {
+            let Some((ethernet, known)) = self.known(address) else { continue };
+            if known != Known::Sure && self.map.get(&mark) != Some(&ethernet) {
                 continue;
             }
             if wanted.insert(mark, ethernet).is_some_and(|other| other != ethernet) {
-                torn.insert(mark);
+                self.torn.insert(mark);
             }
         }
-        wanted.retain(|mark, _| !torn.contains(mark));
+        wanted.retain(|mark, _| !self.torn.contains(mark));
         wanted
     }
 
     /// Makes the bits of an address true.
     fn refresh(&mut self, address: IpAddr) {
         let family = family_of(address);
-        let is_possible = self.has_gateway(family) && !self.unrouted.contains(&family) && self.table.is_some();
-        let sure = self.known(address).filter(|(_, is_sure)| *is_sure).map(|(ethernet, _)| ethernet);
+        let is_possible = self.has_gateway(family) && self.routed.contains(&family) && self.table.is_some();
+        let known = self.known(address);
         for mark in self.plan.marks.get(&address).into_iter().flatten() {
-            let is_there = sure.is_some() && self.map.get(mark) == sure.as_ref();
+            let (may_be, is_there) = match known {
+                Some((ethernet, Known::Sure)) => (true, self.map.get(mark) == Some(&ethernet)),
+                Some((ethernet, Known::Asked)) => {
+                    (false, self.map.get(mark) == Some(&ethernet) && self.bits.is_set(*mark, family))
+                }
+                _ => (false, false),
+            };
             self.bits.set(*mark, family, is_there && is_possible);
-            self.settled &= sure.is_none() || is_there || self.refused;
+            self.settled &= is_there || !may_be || self.torn.contains(mark) || self.refused.is_some();
         }
     }
+}
+
+/// What the kernel thinks of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// It has answered lately, or somebody wrote it down.
+    Sure,
+    /// It is being asked, and used meanwhile.
+    Asked,
+    /// It is asked when a packet comes for it.
+    Doubted,
 }
 
 /// The table that writes on frames whose they are.
@@ -413,6 +453,8 @@ fn table(link: &str, map: &BTreeMap<u32, Ethernet>) -> Table {
     let (mark, address) = (Register(0), Register(1));
     let rule = nft::Rule::new()
         .then(Expression::Meta { key: MetaKey::Mark, to: mark })
+        // The upper half is anybody's: of a port before, and of other hooks behind.
+        .then(masked(0xffff))
         .then(Expression::Map { register: mark, map: MAP.into(), to: address })
         .then(Expression::Write {
             from: address,
@@ -433,7 +475,7 @@ fn table(link: &str, map: &BTreeMap<u32, Ethernet>) -> Table {
 pub async fn remove(kernel: &mut Kernel, nft: &mut nft::Connection) -> anyhow::Result<()> {
     // A kernel without that family holds nothing of it, and says so.
     let _ = nft.delete(Layer::Netdev, NFT_TABLE);
-    Ok(kernel.forget_neighbors(&gateways()).await?)
+    Ok(kernel.forget_neighbors(&gateways(), &NOBODY).await?)
 }
 
 #[cfg(test)]

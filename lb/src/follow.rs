@@ -1,6 +1,6 @@
 //! From a new view to the kernel, the queue threads and the router, in the order that loses nothing.
 //!
-//! First, what is no longer ready is told at once. Then routes and rules are added, the threads get the new tables, and
+//! First, what is no longer ready is told at once, and what leads past the routing tables without need is removed. Then routes and rules are added, the threads get the new tables, and
 //! nftables sends the VIPs' packets to them. Then what is ready now is told. At last, when every thread has let go of the
 //! old tables, routes and rules that nobody needs are removed, but nothing before the source has said what exists.
 
@@ -115,6 +115,7 @@ impl Follower {
         let snapshot = self.kernel.snapshot().await.context("the kernel's state cannot be read")?;
         self.state.facts.links = snapshot.links;
         self.state.have = snapshot.objects;
+        self.state.direct.look_at(&self.state.have);
         Ok(())
     }
 
@@ -124,8 +125,8 @@ impl Follower {
             tracing::warn!(%object, "somebody deleted a kernel object of ours");
             self.state.have.remove(object);
         }
-        self.state.direct.objects_removed(&changed.removed);
         self.state.have.extend(changed.appeared);
+        self.state.direct.look_at(&self.state.have);
     }
 
     /// Makes everything follow `objects` and the links.
@@ -153,9 +154,10 @@ impl Follower {
             self.wait_for(turn).await;
         }
         let want = rules::objects(&self.state.targets);
-        let (removals, additions): (Vec<Change>, Vec<Change>) =
-            diff(&self.state.have, &want).into_iter().partition(|change| matches!(change, Change::Remove(_)));
+        let [past_the_tables, additions, removals] = in_order(diff(&self.state.have, &want));
+        self.apply(&past_the_tables).await;
         self.apply(&additions).await;
+        self.state.direct.look_at(&self.state.have);
         let turn = self.queues.swap(Arc::clone(&self.state.targets.tables));
         self.apply_nftables().await;
         self.tell();
@@ -182,7 +184,7 @@ impl Follower {
 
     /// Makes the direct way follow, if there is news for it.
     pub async fn settle_direct(&mut self) {
-        self.state.direct.settle(&mut self.kernel, &mut self.nft, &self.state.facts.refused).await;
+        self.state.direct.settle(&mut self.kernel, &mut self.nft).await;
     }
 
     /// Asks for the neighbours of new hops, so that the first packet finds them known; a kernel that cannot do it will ask by
@@ -360,6 +362,8 @@ impl Follower {
     /// # Errors
     /// When something could not be removed.
     pub async fn end(mut self) -> anyhow::Result<Counters> {
+        self.state.direct.forget();
+        self.wait_for(self.queues.poke()).await;
         let cleaned = remove(&mut self.kernel, &mut self.nft).await;
         let counters = self.queues.stop().context("a queue thread failed")?;
         cleaned.map(|()| counters)
@@ -391,7 +395,8 @@ impl Follower {
             };
             if let Some(error) = error {
                 tracing::error!(%error, "the kernel did not follow");
-                self.state.facts.refused.extend(new.cloned());
+                // Nobody needs to be reached directly.
+                self.state.facts.refused.extend(new.filter(|object| !rules::is_direct(object)).cloned());
             } else {
                 gone.map(|object| self.state.have.remove(object));
                 self.state.have.extend(new.cloned());
@@ -517,6 +522,21 @@ impl Follower {
     }
 }
 
+/// What leads past the tables and is not wanted any more, before anything else changes: marks may become an endpoint's that are such a
+/// packet's now. Then what comes, and what another takes the place of; what goes.
+fn in_order(changes: Vec<Change>) -> [Vec<Change>; 3] {
+    let mut ordered = <[Vec<Change>; 3]>::default();
+    for change in changes {
+        let [past_the_tables, additions, removals] = &mut ordered;
+        match &change {
+            Change::Remove(object) if rules::is_direct(object) => past_the_tables.push(change),
+            Change::Remove(_) => removals.push(change),
+            Change::Add(_) | Change::Replace { .. } => additions.push(change),
+        }
+    }
+    ordered
+}
+
 /// The families that this namespace does not forward, in words.
 fn unforwarded() -> BTreeMap<Family, String> {
     [(Family::Ipv4, "ipv4/ip_forward"), (Family::Ipv6, "ipv6/conf/all/forwarding")]
@@ -536,12 +556,40 @@ fn unforwarded() -> BTreeMap<Family, String> {
 pub async fn remove(kernel: &mut Kernel, nft: &mut nft::Connection) -> anyhow::Result<()> {
     // A kernel without that family holds nothing of it, and says so.
     let _ = nft.delete(Layer::Netdev, NFT_TABLE);
-    direct::remove(kernel, nft).await?;
     nft.delete(Layer::Inet, NFT_TABLE).context("the nftables table cannot be deleted")?;
     let have = kernel.snapshot().await.context("the kernel's state cannot be read")?.objects;
     let failed = kernel.apply(&diff(&have, &BTreeSet::new())).await;
+    direct::remove(kernel, nft).await?;
     match failed.first() {
         Some((_, error)) => anyhow::bail!("{} objects cannot be removed: {error}", failed.len()),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::targets::Hop;
+
+    #[test]
+    fn what_leads_past_the_tables_goes_before_anything_comes() {
+        let hop =
+            |mark: u32, address: &str| Hop { mark, address: address.parse().unwrap(), interface: 3, onlink: false };
+        let few = Targets { hops: [hop(5001, "10.9.0.1")].into(), end_of_marks: 5100, ..Targets::default() };
+        let direct = Targets { direct: Some(3), ..few.clone() };
+        // Mark 37769 is 5001 with the bit.
+        let many = Targets { hops: [hop(37_769, "10.9.0.2")].into(), end_of_marks: 45_000, ..Targets::default() };
+        let objects = |targets| rules::objects(targets);
+        let [first, second, third] = in_order(diff(&objects(&direct), &objects(&many)));
+        let gone: BTreeSet<Object> = first
+            .into_iter()
+            .filter_map(|change| match change {
+                Change::Remove(object) => Some(object),
+                Change::Add(_) | Change::Replace { .. } => None,
+            })
+            .collect();
+        assert_eq!(gone, &objects(&direct) - &objects(&few));
+        assert!(second.iter().all(|change| matches!(change, Change::Add(_))) && !second.is_empty());
+        assert!(third.iter().all(|change| matches!(change, Change::Remove(_))) && !third.is_empty());
     }
 }

@@ -11,6 +11,7 @@ use martlet_api::readiness::{Readiness, VERSION, VipReadiness};
 use martlet_api::view::{Condition, View};
 use martlet_netlink::{Family, Link, Object};
 
+use crate::rules::table;
 use crate::targets::{Hop, Targets};
 
 /// What the machine says.
@@ -109,7 +110,7 @@ fn unserved(view: &View, targets: &Targets, facts: &Facts, service: &str, vip: I
 fn obstacle(hop: &Hop, facts: &Facts) -> Option<String> {
     let Hop { address, mark, .. } = hop;
     let is_its = |object: &&Object| match object {
-        Object::Route(route) => route.table == *mark && route.prefix.addr().is_ipv4() == address.is_ipv4(),
+        Object::Route(route) => route.table == table(*mark) && route.prefix.addr().is_ipv4() == address.is_ipv4(),
         Object::Rule(rule) => (rule.family == Family::Ipv4) == address.is_ipv4(),
     };
     match facts.links.get(&hop.interface) {

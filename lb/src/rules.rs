@@ -60,6 +60,8 @@ const MANY: u32 = 24;
 /// The first of the tables that are not of their mark's number.
 const BESIDE: u32 = 1 << 16;
 
+/// The marks of packets that go directly.
+const DIRECT_MARK: Mark = marks(direct::BIT, direct::BIT.trailing_zeros());
 /// The table of packets that go directly: in a list that is short because of [`table`], next to the table `default`, which packets of
 /// ours never ask.
 const DIRECT_TABLE: u32 = BESIDE + BUSY;
@@ -109,7 +111,9 @@ pub fn objects(targets: &Targets) -> BTreeSet<Object> {
         let leaves = targets.hops.iter().filter(|hop| hop.address.is_ipv4() == (family == Family::Ipv4));
         tree(family, &leaves.map(|hop| hop.mark).collect(), targets.end_of_marks)
     });
-    let hops = |family: &Family| targets.hops.iter().any(|hop| is_of(hop.address, *family));
+    let hops = |family: &Family| {
+        targets.hops.iter().any(|hop| targets.direct == Some(hop.interface) && is_of(hop.address, *family))
+    };
     let direct = targets
         .direct
         .into_iter()
@@ -120,12 +124,19 @@ pub fn objects(targets: &Targets) -> BTreeSet<Object> {
 /// Route and rules of packets that go directly to endpoints on a link: see [`crate::direct`].
 pub fn direct(link: u32, family: Family) -> [Object; 3] {
     let hop = Hop { mark: 0, address: direct::gateway(family), interface: link, onlink: true };
-    let mark = Mark { value: direct::BIT, mask: u32::MAX << direct::BIT.trailing_zeros() };
     [
         Object::Route(Route { table: DIRECT_TABLE, ..route(&hop) }),
-        Object::Rule(rule(family, DIRECT, mark, Action::Table(DIRECT_TABLE))),
-        Object::Rule(rule(family, ENTRY, mark, Action::Blackhole)),
+        Object::Rule(rule(family, DIRECT, DIRECT_MARK, Action::Table(DIRECT_TABLE))),
+        Object::Rule(rule(family, ENTRY, DIRECT_MARK, Action::Blackhole)),
     ]
+}
+
+/// Whether it is one of those, of whatever link.
+pub fn is_direct(object: &Object) -> bool {
+    match object {
+        Object::Route(route) => route.table == DIRECT_TABLE,
+        Object::Rule(rule) => rule.mark == Some(DIRECT_MARK),
+    }
 }
 
 /// A rule for marks.

@@ -169,6 +169,10 @@ pub async fn run_until(options: Options, ended: impl Future<Output = ()>) -> any
     tokio::pin!(ended);
     let mut dirty = true;
     loop {
+        if let Some(neighbors) = &mut neighbors {
+            // Whatever comes next knows who is in doubt.
+            follower.neighbors_changed(neighbors.waiting());
+        }
         if dirty && conflict.may_act() {
             dirty = false;
             let current = Arc::clone(&objects.borrow_and_update());

@@ -44,9 +44,16 @@ fn settle(direct: &mut Direct, neighbors: &[Neighbor]) {
     direct.open(link);
 }
 
+/// The objects of these families, and others.
+fn routes(families: &[Family]) -> BTreeSet<Object> {
+    let others = rules::objects(&Targets { direct: None, ..targets(&[hop(5001, "10.9.0.1"), hop(5001, "fd09::1")]) });
+    others.into_iter().chain(families.iter().flat_map(|family| rules::direct(LINK, *family))).collect()
+}
+
 fn started(hops: &[Hop], neighbors: &[Neighbor]) -> Direct {
     let mut direct = Direct::default();
     assert!(!direct.prepare(&targets(hops), &links()), "nobody has to let go of what was not there");
+    direct.look_at(&routes(&Family::ALL));
     settle(&mut direct, neighbors);
     direct
 }
@@ -115,17 +122,58 @@ fn another_link_waits_for_the_threads() {
 fn a_kernel_that_cannot_is_not_asked_again_until_something_changes() {
     let mut direct = Direct::default();
     direct.prepare(&targets(&[hop(5001, "10.9.0.1")]), &links());
+    direct.look_at(&routes(&Family::ALL));
     direct.learn(LINK, vec![entry("10.9.0.1", 1, Reachability::Reachable)]);
     direct.learn_gateway(LINK, gateway(Family::Ipv4));
     direct.settled = true;
     direct.write(NAME, |_, _| Err(Error::Unsupported("no egress hook".into())));
     direct.open(LINK);
     assert!(!is_direct(&direct, 5001, Family::Ipv4));
-    assert!(direct.refused && direct.settled);
+    assert!(direct.refused.is_some() && direct.settled);
     direct.prepare(&targets(&[hop(5001, "10.9.0.1")]), &links());
-    assert!(direct.refused, "the same again");
-    direct.forget();
-    assert!(!direct.refused);
+    settle(&mut direct, &[]);
+    assert!(is_direct(&direct, 5001, Family::Ipv4) && direct.refused.is_none(), "now it can");
+}
+
+#[test]
+fn without_its_route_and_its_rules_a_family_is_reached_by_the_tables() {
+    let neighbors = [entry("10.9.0.1", 1, Reachability::Reachable), entry("fd09::1", 1, Reachability::Reachable)];
+    for missing in rules::direct(LINK, Family::Ipv4) {
+        let mut direct = started(&[hop(5001, "10.9.0.1"), hop(5001, "fd09::1")], &neighbors);
+        let have = &routes(&Family::ALL) - &[missing.clone()].into();
+        direct.look_at(&have);
+        let now = |direct: &Direct| Family::ALL.map(|family| is_direct(direct, 5001, family));
+        assert_eq!((now(&direct), direct.settled), ([false; 2], false), "{missing:?}");
+        // A beat, while the objects are not put back because somebody keeps deleting them.
+        settle(&mut direct, &neighbors);
+        assert_eq!(now(&direct), [false, true], "{missing:?}");
+        direct.look_at(&routes(&Family::ALL));
+        assert!(!direct.settled);
+        settle(&mut direct, &neighbors);
+        assert_eq!(now(&direct), [true; 2]);
+    }
+}
+
+#[test]
+fn who_is_being_asked_stays_where_it_was_and_who_does_not_answer_does_not() {
+    let mut direct = started(&[hop(5001, "10.9.0.1")], &[entry("10.9.0.1", 1, Reachability::Reachable)]);
+    let mut says = |last, reachability| {
+        direct.neighbors_changed(vec![NeighborChange::Is(entry("10.9.0.1", last, reachability))]);
+        is_direct(&direct, 5001, Family::Ipv4)
+    };
+    assert!(says(1, Reachability::Probe), "the kernel asks and uses it");
+    assert!(!says(1, Reachability::Failed));
+    assert!(!says(1, Reachability::Probe), "its next packet takes its table until it has answered");
+    assert!(says(1, Reachability::Reachable));
+    assert!(!says(2, Reachability::Probe), "another place");
+}
+
+#[test]
+fn a_pod_at_two_places_is_reached_by_its_tables_and_keeps_nobody_busy() {
+    let neighbors = [entry("10.9.0.1", 1, Reachability::Reachable), entry("fd09::1", 2, Reachability::Reachable)];
+    let direct = started(&[hop(5001, "10.9.0.1"), hop(5001, "fd09::1")], &neighbors);
+    assert_eq!(Family::ALL.map(|family| is_direct(&direct, 5001, family)), [false; 2]);
+    assert!(direct.settled);
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +186,8 @@ enum Step {
     Plan(Vec<(u32, u8)>),
     Settle,
     Flushed,
+    /// The families that have their objects.
+    Routed(Vec<Family>),
 }
 
 fn address(number: u8) -> IpAddr {
@@ -179,6 +229,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => prop::collection::vec((5000..5004_u32, 0..6_u8), 0..6).prop_map(Step::Plan),
         6 => Just(Step::Settle),
         1 => Just(Step::Flushed),
+        1 => prop::sample::subsequence(Family::ALL.to_vec(), 0..=2).prop_map(Step::Routed),
     ]
 }
 
@@ -193,6 +244,7 @@ proptest! {
         // What the kernel knows, by link and address.
         let mut kernel: BTreeMap<(u32, IpAddr), Neighbor> = BTreeMap::new();
         let mut hops: Vec<Hop> = Vec::new();
+        let mut routed: Vec<Family> = Vec::new();
         for step in steps {
             match step {
                 Step::Says(entry) => {
@@ -227,34 +279,38 @@ proptest! {
                     settle(&mut direct, &kernel.values().cloned().collect::<Vec<_>>());
                 }
                 Step::Flushed => direct.forget(),
+                Step::Routed(families) => {
+                    direct.look_at(&routes(&families));
+                    routed = families;
+                }
             }
+            let has = |address: IpAddr| {
+                let used = [Reachability::Reachable, Reachability::Permanent, Reachability::Probe];
+                let entry = kernel.get(&(LINK, address)).filter(|entry| used.contains(&entry.reachability));
+                entry.and_then(|entry| entry.link_layer.clone())
+            };
             for mark in 5000..5004 {
                 for family in Family::ALL.into_iter().filter(|family| is_direct(&direct, mark, *family)) {
-                    let its: Vec<&Hop> = hops.iter().filter(|hop| hop.mark == mark && family_of(hop.address) == family).collect();
-                    prop_assert!(!its.is_empty(), "no endpoint");
+                    let its = |hop: &&Hop| hop.mark == mark && family_of(hop.address) == family;
                     let held = direct.map.get(&mark).expect("nftables knows it");
-                    let has = |address: IpAddr| {
-                        let entry = kernel.get(&(LINK, address)).filter(|entry| matches!(entry.reachability, Reachability::Reachable | Reachability::Permanent));
-                        entry.and_then(|entry| entry.link_layer.clone())
-                    };
-                    prop_assert!(its.iter().any(|hop| has(hop.address).as_deref() == Some(&held[..])), "{:?}", its);
+                    let is_there = hops.iter().filter(its).any(|hop| has(hop.address).as_deref() == Some(&held[..]));
+                    prop_assert!(is_there, "mark {} is at {:?}", mark, held);
                     prop_assert_eq!(has(gateway(family)), Some(NOBODY.to_vec()));
+                    prop_assert!(routed.contains(&family));
                 }
             }
         }
         // And in the end everybody is who could be: of marks with one address.
+        direct.look_at(&routes(&Family::ALL));
         settle(&mut direct, &kernel.values().cloned().collect::<Vec<_>>());
-        if let Some(neighbors) = direct.neighbors.clone() {
-            for hop in &hops {
-                let alone = hops.iter().filter(|other| other.mark == hop.mark).all(|other| other == hop);
-                let sure = neighbors.get(&hop.address).is_some_and(|entry| {
-                    matches!(entry.reachability, Reachability::Reachable | Reachability::Permanent)
-                        && entry.link_layer.as_ref().is_some_and(|place| place.len() == 6)
-                });
-                if alone {
-                    prop_assert_eq!(is_direct(&direct, hop.mark, family_of(hop.address)), sure, "{:?}", hop);
-                }
-            }
+        for hop in &hops {
+            let is_alone = hops.iter().filter(|other| other.mark == hop.mark).all(|other| other == hop);
+            let is_sure = kernel.get(&(LINK, hop.address)).is_some_and(|entry| {
+                matches!(entry.reachability, Reachability::Reachable | Reachability::Permanent)
+                    && entry.link_layer.as_ref().is_some_and(|place| place.len() == 6)
+            });
+            let now = is_direct(&direct, hop.mark, family_of(hop.address));
+            prop_assert!(!is_alone || !is_sure || now, "{:?} is not reached directly", hop);
         }
     }
 }

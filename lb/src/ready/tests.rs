@@ -76,15 +76,19 @@ fn without_carrier_nothing_is_ready() {
 
 #[test]
 fn what_the_kernel_refused_does_not_serve() {
-    let view = view(&[(1, Some("10.0.0.1"), Some("fd00::1"))]);
-    let (made, _) = look(&view, &facts(true));
-    let refused = crate::rules::objects(&made)
-        .into_iter()
-        .filter(|object| matches!(object, Object::Route(route) if route.prefix.addr().is_ipv4()))
-        .collect();
-    let told = readiness(&view, &made, &Facts { refused, ..facts(true) }, false);
-    assert!(of(&told, "20.0.0.1/32").1.contains("the kernel refused the way to endpoint 10.0.0.1"));
-    assert!(of(&told, "2000::1/128").0);
+    // The table of the second is not of its mark's number.
+    for identifier in [1, 1397] {
+        let mut view = view(&[(identifier, Some("10.0.0.1"), Some("fd00::1"))]);
+        view.services.values_mut().for_each(|service| service.max_endpoints = 2000);
+        let (made, _) = look(&view, &facts(true));
+        let refused = crate::rules::objects(&made)
+            .into_iter()
+            .filter(|object| matches!(object, Object::Route(route) if route.prefix.addr().is_ipv4()))
+            .collect();
+        let told = readiness(&view, &made, &Facts { refused, ..facts(true) }, false);
+        assert!(of(&told, "20.0.0.1/32").1.contains("the kernel refused the way to endpoint 10.0.0.1"));
+        assert!(of(&told, "2000::1/128").0);
+    }
 }
 
 #[test]

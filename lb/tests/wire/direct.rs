@@ -67,9 +67,11 @@ fn who_answers_is_reached_directly_and_who_is_in_doubt_by_its_table() {
         neighbor(&lab, vip, &format!("lladdr {ethernet} nud stale"));
         eventually("it goes by its table", || ask(&lab, vip, port) == (Some(2), [0, 1]));
         eventually("it has answered", || ask(&lab, vip, port) == (Some(2), [1, 1]));
-        // Forgotten altogether.
-        let address = if vip.is_ipv4() { "10.9.0.12" } else { "fd09::12" };
-        assert!(lab.run(&lab.lb(), &format!("ip neigh del {address} dev int")).0);
+        // Silent, and found out: nothing is sent to where it was.
+        assert!(lab.run(&lab.lb(), "ip link set p2 nomaster").0);
+        neighbor(&lab, vip, "nud failed");
+        eventually("nobody is there", || ask(&lab, vip, port) == (None, [0, 1]));
+        assert!(lab.run(&lab.lb(), "ip link set p2 master int").0);
         eventually("it has answered", || ask(&lab, vip, port) == (Some(2), [1, 1]));
     }
     lb.end().unwrap();
@@ -115,6 +117,23 @@ fn what_another_takes_of_the_direct_way_is_back_and_meanwhile_the_tables_do() {
         assert!(done, "{command}: {text}");
         two_is_reached(&lab, true);
     }
+    let gateway = lab.run(&lab.lb(), "ip neigh show 192.0.0.8 dev int").1;
+    assert!(gateway.contains("lladdr 00:00:5e:00:53:08 PERMANENT"), "{gateway}");
+    // Again and again: it is left alone for a while, and meanwhile the tables do.
+    let mut deleted = 0;
+    eventually("we give in for a moment", || {
+        deleted += u32::from(lab.run(&lab.lb(), "ip rule del priority 49").0);
+        deleted > 11 && ask(&lab, VIP4, port_of_two(VIP4)) == (Some(2), [0, 1])
+    });
+    two_is_reached(&lab, true);
+    // Who marks packets behind routing, in the upper half, does no harm.
+    for command in [
+        "nft add chain inet seen marks { type filter hook postrouting priority 0 ; }",
+        "nft add rule inet seen marks meta mark set meta mark or 0x10000",
+    ] {
+        assert!(lab.run(&lab.lb(), command).0, "{command}");
+    }
+    two_is_reached(&lab, true);
     // The link goes and comes: everything of it is made anew.
     for command in ["ip link set int down", "ip link set int up", "ip -6 addr add fd09::fe/64 dev int nodad"] {
         assert!(lab.run(&lab.lb(), command).0, "{command}");
@@ -139,7 +158,7 @@ fn nothing_is_left(lab: &Lab) {
             text.trim().is_empty() || text.contains("does not exist")
         };
         let rules = ["ip rule", "ip -6 rule"].map(|command| lab.run(&lab.lb(), command).1);
-        outputs.iter().all(|command| is_empty(command)) && rules.iter().all(|text| !text.contains("0x8000"))
+        outputs.iter().all(|command| is_empty(command)) && rules.iter().all(|text| !text.contains("0x8000/0xffff8000"))
     });
 }
 
@@ -149,6 +168,15 @@ fn few_endpoints_and_what_a_dead_process_left_for_many() {
     lb.crash();
     let left = lab.run(&lab.lb(), "nft list tables netdev").1;
     assert!(left.contains("martlet-lb-direct"), "{left}");
+    // Not even that is right.
+    for command in [
+        "nft delete element netdev martlet-lb-direct endpoints { 0x938a : PLACE }",
+        "nft add element netdev martlet-lb-direct endpoints { 0x938a : 02:00:00:00:00:99 }",
+    ] {
+        let command = command.replace("PLACE", &ethernet_of_two(&lab));
+        let (done, text) = lab.run(&lab.lb(), &command);
+        assert!(done, "{command}: {text}");
+    }
     // The next one adopts it ..
     let start = |way: Way| -> Running {
         let lb = lab.start(|options| way.choose(options));
@@ -157,7 +185,10 @@ fn few_endpoints_and_what_a_dead_process_left_for_many() {
         everybody_answers(&lab, &[1, 2].into());
         lb
     };
-    start(Way::Direct).crash();
+    let lb = start(Way::Direct);
+    watch(&lab);
+    two_is_reached(&lab, true);
+    lb.crash();
     // .. or has no use for it.
     let lb = start(Way::Queue);
     nothing_is_left(&lab);
@@ -177,6 +208,28 @@ fn it_begins_when_endpoints_are_many_and_ends_when_they_are_few() {
     lab.configure(&[1, 2, 3].into());
     lab.wait_for_way(Way::Direct);
     everybody_answers(&lab, &[1, 2, 3].into());
+    lb.end().unwrap();
+    nothing_is_left(&lab);
+}
+
+#[test]
+fn marks_that_need_the_bit_for_themselves_end_it() {
+    let (lab, lb) = serving_by(Way::Direct, "marks", 2);
+    let objects = std::fs::read_to_string(lab.folder.join("config/objects.yaml")).expect("objects");
+    // The block of marks moves to 5100: mark 37769 is 5001 with the bit.
+    let many = objects
+        .replace("zone: \"1\"", "zone: \"32669\"")
+        .replace("  name: a\n", "  name: a\n  annotations: {meridio-experiment/service-max-endpoints: \"40000\"}\n");
+    lab.add("objects.yaml", &many);
+    eventually("it has its table", || lab.run(&lab.lb(), "ip route show table 37769").1.contains("10.9.0.11"));
+    nothing_is_left(&lab);
+    for vip in [VIP4, VIP6] {
+        assert_eq!(
+            lab.exchange(vip, 40).into_iter().collect::<std::collections::BTreeSet<u8>>(),
+            [1, 2].into(),
+            "{vip}"
+        );
+    }
     lb.end().unwrap();
     nothing_is_left(&lab);
 }

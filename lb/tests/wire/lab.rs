@@ -231,6 +231,7 @@ impl Lab {
             gateway: ObjectName { namespace: "default".into(), name: "sllb-a".into() },
             socket: format!("unix://{}/lb.sock", self.folder.display()),
             drain: Duration::from_secs(2),
+            control_socket: Some(self.folder.join("control.sock")),
             ..Options::default()
         };
         change(&mut options);
@@ -284,10 +285,9 @@ impl Lab {
 
     /// Waits until packets to all applications can go that way.
     pub fn wait_for_way(&self, way: Way) {
-        let known = |number| format!("{:#x} : ", 0x8000 + 5000 + u32::from(number));
+        let all = u32::from(self.applications) * 2;
         eventually("all endpoints are reached directly", || {
-            let (_, text) = self.run(&self.lb(), "nft list map netdev martlet-lb-direct endpoints");
-            way != Way::Direct || (1..=self.applications).all(|number| text.contains(&known(number)[2..]))
+            way != Way::Direct || crate::state(&self.folder.join("control.sock")).direct_addresses == all
         });
     }
 

@@ -17,7 +17,7 @@ use crate::link::{Neighbor, Reachability};
 use crate::{Error, datagram, sys};
 
 /// Changes wait in this much kernel memory.
-const RECEIVE_OCTETS: i32 = 1 << 20;
+const RECEIVE_OCTETS: i32 = 16 << 20;
 /// Datagrams read before others may run.
 const TURN: usize = 64;
 
@@ -28,7 +28,7 @@ pub enum NeighborChange {
     Is(Neighbor),
     /// It is gone, or says nothing any more.
     Gone(u32, IpAddr),
-    /// More changed than the socket could hold: read [`Kernel::neighbors`] anew.
+    /// More changed than the socket could hold, or nothing more is seen: read [`Kernel::neighbors`] anew.
     Overrun,
 }
 
@@ -36,6 +36,8 @@ pub enum NeighborChange {
 #[derive(Debug)]
 pub struct Neighbors {
     socket: AsyncFd<Socket>,
+    /// Nothing more is seen.
+    is_broken: bool,
 }
 
 impl Neighbors {
@@ -49,13 +51,17 @@ impl Neighbors {
             socket.add_membership(libc::RTNLGRP_NEIGH)?;
             sys::watch(socket)
         };
-        Ok(Self { socket: open().map_err(Error::io("changes of neighbours cannot be watched"))? })
+        let socket = open().map_err(Error::io("changes of neighbours cannot be watched"))?;
+        Ok(Self { socket, is_broken: false })
     }
 
-    /// Waits for changes, in their order. Safe to drop at any time (`select!`). Should the socket break, it says so in the log and
-    /// never returns.
+    /// Waits for changes, in their order. Safe to drop at any time (`select!`). Should the socket break, it says so in the log, and
+    /// [`NeighborChange::Overrun`] is the last that is seen.
     pub async fn changes(&mut self) -> Vec<NeighborChange> {
         loop {
+            if self.is_broken {
+                return std::future::pending().await;
+            }
             let read = match self.socket.readable().await {
                 Ok(mut ready) => self.read().inspect(|(_, empty)| {
                     if *empty {
@@ -67,12 +73,32 @@ impl Neighbors {
             match read {
                 Ok((changes, _)) if !changes.is_empty() => return changes,
                 Ok(_) => tokio::task::yield_now().await,
-                Err(error) => {
-                    tracing::error!(%error, "changes of neighbours are no longer seen");
-                    return std::future::pending().await;
-                }
+                Err(error) => return self.broken(&error),
             }
         }
+    }
+
+    /// The changes that wait, all of them.
+    pub fn waiting(&mut self) -> Vec<NeighborChange> {
+        let mut all = Vec::new();
+        while !self.is_broken {
+            match self.read() {
+                Ok((changes, empty)) => {
+                    all.extend(changes);
+                    if empty {
+                        break;
+                    }
+                }
+                Err(error) => all = self.broken(&error),
+            }
+        }
+        all
+    }
+
+    fn broken(&mut self, error: &io::Error) -> Vec<NeighborChange> {
+        tracing::error!(%error, "changes of neighbours are no longer seen");
+        self.is_broken = true;
+        vec![NeighborChange::Overrun]
     }
 
     /// What waits, as far as one turn goes; true: it was all.
@@ -82,12 +108,23 @@ impl Neighbors {
             match socket::receive(self.socket.get_ref(), &mut buffer) {
                 Ok(true) => changes.extend(datagram::messages(&buffer).filter_map(change)),
                 Ok(false) => return Ok((changes, true)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changes.push(NeighborChange::Overrun),
+                Err(error) if is_overrun(&error) => {
+                    // The kernel drops messages, without another word, until the socket is empty; those that wait are of
+                    // the past.
+                    while socket::receive(self.socket.get_ref(), &mut buffer)
+                        .or_else(|error| if is_overrun(&error) { Ok(true) } else { Err(error) })?
+                    {}
+                    return Ok((vec![NeighborChange::Overrun], true));
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok((changes, false))
     }
+}
+
+fn is_overrun(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 fn change(message: &[u8]) -> Option<NeighborChange> {
@@ -172,13 +209,15 @@ impl Kernel {
         }
     }
 
-    /// Has the kernel forget `addresses`, on whatever link.
+    /// Has the kernel forget `addresses` where they were written down with this link-layer address, on whatever link.
     ///
     /// # Errors
     /// [`Error::Io`] when the kernel cannot be asked.
-    pub async fn forget_neighbors(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
+    pub async fn forget_neighbors(&mut self, addresses: &[IpAddr], link_layer: &[u8]) -> Result<(), Error> {
         let entries = self.neighbors().await?.into_iter();
-        let forget = entries.filter(|entry| addresses.contains(&entry.address));
+        let is_it =
+            |entry: &Neighbor| addresses.contains(&entry.address) && entry.link_layer.as_deref() == Some(link_layer);
+        let forget = entries.filter(is_it);
         let forget =
             forget.map(|entry| (RouteNetlinkMessage::DelNeighbour(neighbor(entry.interface, entry.address)), 0));
         self.wire.exchange(forget.collect()).map(drop)
