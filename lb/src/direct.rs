@@ -10,13 +10,14 @@
 //!  netdev martlet-lb-direct, egress of int: the frame's destination = map[mark & 0xffff]
 //! ```
 //!
-//! The kernel does with them all that it does with a packet that it forwards (hop limit, MTU, errors, hooks, segments); only who is written
-//! on the frame at last is ours to say. We say it while the kernel itself would: of an entry that is reachable or permanent. When it goes
-//! stale the bit is taken away, the next packet takes its table, and the kernel asks; when there is an answer, the bit is
-//! back. (While the kernel asks by itself, the bit stays.) So who is gone is found out as ever, and what nftables holds hardly ever changes.
+//! The kernel does with them all that it does with a packet that it forwards (hop limit, MTU, errors, hooks, segments); only
+//! who is written on the frame at last is ours to say. We say it while the kernel itself would: of an entry that is reachable
+//! or permanent. When it goes stale the bit is taken away, the next packet takes its table, and the kernel asks; when there is
+//! an answer, the bit is back. (While the kernel asks by itself, the bit stays.) So who is gone is found out as ever, and what
+//! nftables holds hardly ever changes.
 //!
-//! [`Direct`] decides; [`Bits`] is what the threads see of it. Not directly goes what came by the endpoints' own link: the kernel would
-//! tell its sender of a better gateway, which is nobody.
+//! [`Direct`] decides; [`Bits`] is what the threads see of it. What came by the endpoints' own link does not go directly: the
+//! kernel would tell its sender of a better gateway, which is nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -36,7 +37,7 @@ use crate::translate::masked;
 pub const BIT: u32 = 0x8000;
 /// From so many addresses of endpoints on a link on. Below, the lists are short, and the bit costs more than it saves.
 pub const MANY: usize = 500;
-/// Neighbours are read anew after this.
+/// Neighbours are read anew after this, and what was refused is tried again.
 const READ_AGAIN: Duration = Duration::from_secs(30);
 /// The name of its nftables table.
 pub const NFT_TABLE: &str = "martlet-lb-direct";
@@ -60,7 +61,8 @@ pub fn gateways() -> [IpAddr; 2] {
     Family::ALL.map(gateway)
 }
 
-/// The link that endpoints are reached by directly: the one with most of them, if they are `from` or more. `None` for `from`: never.
+/// The link that endpoints are reached by directly: the one with most of their addresses, if these are `from` or more. `None`
+/// for `from`: never.
 pub fn link(hops: &BTreeSet<Hop>, end_of_marks: u32, from: Option<usize>) -> Option<u32> {
     let addresses: BTreeSet<(u32, IpAddr)> = hops.iter().map(|hop| (hop.interface, hop.address)).collect();
     let mut count: BTreeMap<u32, usize> = BTreeMap::new();
@@ -184,8 +186,10 @@ pub struct Direct {
     routed: BTreeSet<Family>,
     /// Nothing is to be done: not so at the start, when another process may have left something.
     settled: bool,
-    /// What could not be had, said once: tried again when something changes, or after a while.
+    /// What could not be had, said once.
     refused: Option<String>,
+    /// When nftables refused.
+    refused_at: Option<Instant>,
 }
 
 impl Direct {
@@ -221,7 +225,7 @@ impl Direct {
     /// What it takes may not be there any more: nobody is reached directly until that is settled.
     pub fn forget(&mut self) {
         self.bits.clear();
-        self.table = None;
+        (self.table, self.refused_at) = (None, None);
         self.settled = false;
     }
 
@@ -327,6 +331,9 @@ impl Direct {
 
     /// Makes nftables hold the addresses that are known.
     fn write(&mut self, link: &str, apply: impl FnOnce(&Table, Option<&Table>) -> Result<(), Error>) {
+        if self.refused_at.is_some_and(|at| at.elapsed() < READ_AGAIN) {
+            return;
+        }
         let map = self.wanted();
         let table = table(link, &map);
         if self.table.as_ref() == Some(&table) {
@@ -341,11 +348,11 @@ impl Direct {
         match apply(&table, self.table.as_ref()) {
             Ok(()) => {
                 (self.table, self.map) = (Some(table), map);
-                self.refused = None;
+                (self.refused, self.refused_at) = (None, None);
             }
             Err(error) => {
                 self.bits.clear();
-                self.table = None;
+                (self.table, self.refused_at) = (None, Some(Instant::now()));
                 self.map.clear();
                 self.refuse(&error);
             }

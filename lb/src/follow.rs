@@ -1,8 +1,9 @@
 //! From a new view to the kernel, the queue threads and the router, in the order that loses nothing.
 //!
-//! First, what is no longer ready is told at once, and what leads past the routing tables without need is removed. Then routes and rules are added, the threads get the new tables, and
-//! nftables sends the VIPs' packets to them. Then what is ready now is told. At last, when every thread has let go of the
-//! old tables, routes and rules that nobody needs are removed, but nothing before the source has said what exists.
+//! First, what is no longer ready is told at once, and what leads past the routing tables without need is removed. Then routes
+//! and rules are added, the threads get the new tables, and nftables sends the VIPs' packets to them. Then what is ready now
+//! is told. At last, when every thread has let go of the old tables, routes and rules that nobody needs are removed, but
+//! nothing before the source has said what exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -522,8 +523,8 @@ impl Follower {
     }
 }
 
-/// What leads past the tables and is not wanted any more, before anything else changes: marks may become an endpoint's that are such a
-/// packet's now. Then what comes, and what another takes the place of; what goes.
+/// What leads past the tables and is not wanted any more, before anything else changes: marks may become an endpoint's that are
+/// such a packet's now. Then what comes, and what another takes the place of; then what goes.
 fn in_order(changes: Vec<Change>) -> [Vec<Change>; 3] {
     let mut ordered = <[Vec<Change>; 3]>::default();
     for change in changes {

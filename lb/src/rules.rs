@@ -62,8 +62,8 @@ const BESIDE: u32 = 1 << 16;
 
 /// The marks of packets that go directly.
 const DIRECT_MARK: Mark = marks(direct::BIT, direct::BIT.trailing_zeros());
-/// The table of packets that go directly: in a list that is short because of [`table`], next to the table `default`, which packets of
-/// ours never ask.
+/// The table of packets that go directly: in a list that is short because of [`table`], with the table `default`, which packets
+/// of ours never ask.
 const DIRECT_TABLE: u32 = BESIDE + BUSY;
 
 /// The table of a mark: of the same number, except that from 6144 on none is in a list that every packet walks.

@@ -130,7 +130,9 @@ fn a_kernel_that_cannot_is_not_asked_again_until_something_changes() {
     direct.open(LINK);
     assert!(!is_direct(&direct, 5001, Family::Ipv4));
     assert!(direct.refused.is_some() && direct.settled);
-    direct.prepare(&targets(&[hop(5001, "10.9.0.1")]), &links());
+    settle(&mut direct, &[]);
+    assert!(!is_direct(&direct, 5001, Family::Ipv4) && direct.settled, "not so soon");
+    direct.forget();
     settle(&mut direct, &[]);
     assert!(is_direct(&direct, 5001, Family::Ipv4) && direct.refused.is_none(), "now it can");
 }
